@@ -1,0 +1,350 @@
+"""One version folder: write it, verify it, load it.
+
+``als.Factors ─▶ TrainedModel ─▶ write_version ─▶ registry.publish``; ``registry ─▶ load_version ─▶ LoadedModel ─▶
+recommender``. A model is data, never code: arrays without pickles, text as JSON and CSV. Which version is active is
+the registry's matter.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as library_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.als import AlsConfig, Factors
+from app.core import UNKNOWN, IdMap
+from app.errors import ArtifactError
+from app.npz import map_npz, write_npz
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import scipy.sparse as sp
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MOVIE_COLUMNS = ("movie_id", "title", "genres", "year", "imdb_id", "tmdb_id", "popularity")
+REQUIRED_FILES = (
+    "als.npz",
+    "users.npy",
+    "items.npy",
+    "X_users_items.npz",
+    "history.npz",
+    "movie_map.csv",
+    "metrics.json",
+    "config.json",
+)
+LIBRARIES = ("implicit", "numpy", "pandas", "scipy")
+
+
+@dataclass(frozen=True)
+class UserRows:
+    """Ragged rows, one per user: row u is ``slice(indptr[u], indptr[u + 1])`` of the other arrays.
+
+    ``indptr`` int64 of shape (n_users + 1,), ``item_index`` int32, ``rating`` float32 and ``timestamp`` int64, all of
+    the same length, each row oldest first.
+    """
+
+    indptr: NDArray[np.int64]
+    item_index: NDArray[np.int32]
+    rating: NDArray[np.float32]
+    timestamp: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Everything that a version folder is written from.
+
+    ``confidence`` is the CSR matrix (n_users, n_items) of the positives that the factors learned from, values c;
+    ``history`` holds everything that each user rated; ``movies`` has a row for each item, in item order.
+    """
+
+    users: IdMap
+    items: IdMap
+    factors: Factors
+    confidence: sp.csr_matrix
+    history: UserRows
+    movies: pd.DataFrame
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    dataset: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Movie:
+    """A movie as responses show it; ``year`` is None and ids are "" where MovieLens has none."""
+
+    movie_id: int
+    title: str
+    genres: tuple[str, ...]
+    year: int | None
+    imdb_id: str
+    tmdb_id: str
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One verified version in memory; the arrays are read-only maps of its files.
+
+    ``positives_indptr`` and ``positives_items`` are the CSR structure of X_users_items.npz; ``popularity`` of shape
+    (n_items,) counts positives; ``movies[i]`` belongs to item index i.
+    """
+
+    version: str
+    manifest: dict[str, Any]
+    als_config: AlsConfig
+    users: IdMap
+    items: IdMap
+    factors: Factors
+    positives_indptr: NDArray[np.integer[Any]]
+    positives_items: NDArray[np.integer[Any]]
+    history: UserRows
+    movies: tuple[Movie, ...]
+    popularity: NDArray[np.float32]
+
+
+def build_history(ratings: pd.DataFrame, users: IdMap, items: IdMap) -> UserRows:
+    """Collect what each user rated, oldest first (stable: ties keep file order), movies outside ``items`` aside."""
+    user_index, item_index = users.index(ratings["user_id"]), items.index(ratings["movie_id"])
+    timestamp = ratings["timestamp"].to_numpy()
+    order = np.lexsort((timestamp, user_index))
+    order = order[(item_index[order] != UNKNOWN) & (user_index[order] != UNKNOWN)]
+    indptr = np.searchsorted(user_index[order], np.arange(len(users) + 1))
+    return UserRows(
+        indptr=indptr.astype(np.int64),
+        item_index=item_index[order].astype(np.int32),
+        rating=ratings["rating"].to_numpy(dtype=np.float32)[order],
+        timestamp=timestamp[order],
+    )
+
+
+def write_version(folder: Path, model: TrainedModel, trained_at: str) -> str:
+    """Write a model's files and its manifest into ``folder``, which exists and is empty.
+
+    Returns
+    -------
+    str
+        Digest of the content, 8 hexadecimal digits: the same for the same data, seed and configuration.
+    """
+    write_npz(folder / "als.npz", vars(model.factors))
+    np.save(folder / "users.npy", model.users.ids, allow_pickle=False)
+    np.save(folder / "items.npy", model.items.ids, allow_pickle=False)
+    write_npz(folder / "X_users_items.npz", _csr_members(model.confidence))
+    write_npz(folder / "history.npz", vars(model.history))
+    _write_movie_map(folder / "movie_map.csv", model)
+    _write_json(folder / "metrics.json", model.metrics)
+    _write_json(folder / "config.json", model.config)
+    files = {path.name: _describe(path) for path in sorted(folder.iterdir())}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "trained_at": trained_at,
+        "dataset": model.dataset,
+        "dataset_fingerprint": model.fingerprint,
+        "n_users": len(model.users),
+        "n_items": len(model.items),
+        "files": files,
+        "libraries": {name: library_version(name) for name in LIBRARIES},
+    }
+    _write_json(folder / MANIFEST, manifest)
+    return content_digest(files)
+
+
+def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Digest the checksums of all files into the 8 hexadecimal digits that end a version's name."""
+    lines = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()[:8]
+
+
+def _csr_members(matrix: sp.csr_matrix) -> dict[str, NDArray[Any]]:
+    """Name the arrays as scipy.sparse.load_npz expects them."""
+    return {
+        "indices": matrix.indices,
+        "indptr": matrix.indptr,
+        "format": np.array(b"csr"),
+        "shape": np.array(matrix.shape),
+        "data": matrix.data,
+    }
+
+
+def _write_movie_map(path: Path, model: TrainedModel) -> None:
+    popularity = np.bincount(model.confidence.indices, minlength=len(model.items))
+    table = model.movies.assign(popularity=popularity)[list(MOVIE_COLUMNS)]
+    table.to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a version's manifest, without looking at the files that it names.
+
+    Raises
+    ------
+    ArtifactError
+        If it is missing, no JSON, or of another format version.
+    """
+    manifest = _read_json(folder / MANIFEST)
+    found = manifest.get("format_version")
+    if found != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{folder / MANIFEST}: format_version is {found!r}, expected {FORMAT_VERSION}. "
+            "Train again with this release: python train_als.py"
+        )
+    return manifest
+
+
+def verify_version(folder: Path) -> dict[str, Any]:
+    """Check that every file of a version is there and is what its manifest says.
+
+    Returns
+    -------
+    dict
+        The manifest.
+
+    Raises
+    ------
+    ArtifactError
+        Naming file, expectation and remedy.
+    """
+    manifest = read_manifest(folder)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not set(REQUIRED_FILES) <= files.keys():
+        raise _damaged(folder / MANIFEST, "lists not all files of a version", ", ".join(REQUIRED_FILES))
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise _damaged(path, "is missing", f"a file of {expected['size']} bytes")
+        found = _describe(path)
+        if found != expected:
+            raise _damaged(path, f"has {found['size']} bytes, SHA-256 {found['sha256']}", f"{expected}")
+    return manifest
+
+
+def load_version(folder: Path) -> LoadedModel:
+    """Verify a version folder and map its arrays.
+
+    Raises
+    ------
+    ArtifactError
+        If a file is missing, differs from the manifest, or its content cannot be a model; names file and remedy.
+    """
+    manifest = verify_version(folder)
+    model = _map_version(folder, manifest)
+    _check_consistency(folder, model)
+    return model
+
+
+def _map_version(folder: Path, manifest: dict[str, Any]) -> LoadedModel:
+    als, positives, history = (_map(folder / name) for name in ("als.npz", "X_users_items.npz", "history.npz"))
+    movies, popularity = _read_movie_map(folder / "movie_map.csv")
+    try:
+        return LoadedModel(
+            version=folder.name,
+            manifest=manifest,
+            als_config=AlsConfig.of(_read_json(folder / "config.json")["als"]),
+            users=_read_ids(folder / "users.npy"),
+            items=_read_ids(folder / "items.npy"),
+            factors=Factors(als["user_factors"], als["item_factors"]),
+            positives_indptr=positives["indptr"],
+            positives_items=positives["indices"],
+            history=UserRows(**{name: history[name] for name in UserRows.__dataclass_fields__}),
+            movies=movies,
+            popularity=popularity,
+        )
+    except KeyError as error:
+        raise _damaged(folder, f"lacks {error}", "all arrays and settings of a model") from error
+
+
+def _check_consistency(folder: Path, model: LoadedModel) -> None:
+    """Refuse a model whose arrays do not belong together, or whose factors are no numbers."""
+    n_users, n_items = len(model.users), len(model.items)
+    factors = model.als_config.factors
+    for name, array, shape in (
+        ("user_factors", model.factors.user_factors, (n_users, factors)),
+        ("item_factors", model.factors.item_factors, (n_items, factors)),
+    ):
+        if array.shape != shape or array.dtype != np.float32:
+            raise _damaged(folder / "als.npz", f"{name} is {array.dtype} {array.shape}", f"float32 {shape}")
+        if not np.isfinite(array).all():
+            raise _damaged(folder / "als.npz", f"{name} holds NaN or infinity", "finite numbers")
+    _check_rows(folder / "X_users_items.npz", model.positives_indptr, model.positives_items, n_users, n_items)
+    _check_rows(folder / "history.npz", model.history.indptr, model.history.item_index, n_users, n_items)
+    if [movie.movie_id for movie in model.movies] != model.items.ids.tolist():
+        raise _damaged(folder / "movie_map.csv", "its movie_id column differs from items.npy", "the same ids in order")
+
+
+def _check_rows(path: Path, indptr: NDArray[Any], item_index: NDArray[Any], n_users: int, n_items: int) -> None:
+    """Check that ragged rows are well formed: an index outside would read another user's movies."""
+    if indptr.shape != (n_users + 1,) or indptr[0] != 0 or indptr[-1] != len(item_index) or (np.diff(indptr) < 0).any():
+        raise _damaged(path, "indptr is not the row structure of its entries", f"{n_users} rows")
+    if len(item_index) and (item_index.min() < 0 or item_index.max() >= n_items):
+        found = f"item indices run from {item_index.min()} to {item_index.max()}"
+        raise _damaged(path, found, f"0 to {n_items - 1}")
+
+
+def _map(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        return map_npz(path)
+    except (ValueError, OSError) as error:
+        raise _damaged(path, str(error), "an npz file of plain arrays") from error
+
+
+def _read_ids(path: Path) -> IdMap:
+    try:
+        return IdMap(np.load(path, allow_pickle=False))
+    except (ValueError, OSError, EOFError) as error:
+        raise _damaged(path, str(error), "int64 ids, strictly rising") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _damaged(path, "is missing", "a JSON object") from error
+    except (ValueError, OSError) as error:
+        raise _damaged(path, str(error), "a JSON object") from error
+    if not isinstance(values, dict):
+        raise _damaged(path, f"holds a {type(values).__name__}", "a JSON object")
+    return values
+
+
+def _read_movie_map(path: Path) -> tuple[tuple[Movie, ...], NDArray[np.float32]]:
+    """Read the titles with the csv module: the service needs no pandas for it."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        movies = tuple(
+            Movie(
+                movie_id=int(row["movie_id"]),
+                title=row["title"],
+                genres=tuple(row["genres"].split("|")) if row["genres"] else (),
+                year=int(row["year"]) if row["year"] else None,
+                imdb_id=row["imdb_id"],
+                tmdb_id=row["tmdb_id"],
+            )
+            for row in rows
+        )
+        return movies, np.array([row["popularity"] for row in rows], dtype=np.float32)
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise _damaged(path, repr(error), f"columns {', '.join(MOVIE_COLUMNS)}") from error
+
+
+def _damaged(path: Path, found: str, expected: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path}: {found}; expected {expected}. This version is damaged: train again (python train_als.py) "
+        "or restore its folder from a copy."
+    )

@@ -1,0 +1,216 @@
+"""What the offline half and the service must agree on: loading, positives, the split, id maps, the sparse matrix.
+
+``datasets ─▶ core ─▶ als, protocols``. Nothing here learns, scores or writes. pandas is imported only where ratings are
+loaded, because the service shares the id maps and needs no table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import ArrayLike, NDArray
+
+from app.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from app.datasets.locate import Source
+
+MIN_RATING = 4.0  # a rating of at least this is a positive
+SYNTHETIC = "synthetic"  # the name of generated data, wherever a data set is named
+UNKNOWN = -1  # the index of an id that a map does not hold
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Ratings and movies, cleaned: one row per (user, movie), a title for every movie.
+
+    ``ratings`` has the columns user_id, movie_id (int64), rating (float32, 0.5–5), timestamp (int64, seconds since
+    1970), in file order. ``movies`` has movie_id, title, genres (``"A|B"``), year (nullable), imdb_id, tmdb_id
+    (text), sorted by movie_id. ``fingerprint`` is the SHA-256 of ratings.csv, or of the generated arrays.
+    """
+
+    name: str
+    ratings: pd.DataFrame
+    movies: pd.DataFrame
+    fingerprint: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_synthetic(self) -> bool:
+        return self.name == SYNTHETIC
+
+
+@dataclass(frozen=True)
+class IdMap:
+    """The ids that the outside sees, in the order of the rows (or columns) that they name inside.
+
+    Parameters
+    ----------
+    ids : ndarray of shape (n,), int64
+        Strictly rising, so that a binary search answers without a dictionary beside the array.
+    """
+
+    ids: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.ids.ndim != 1 or self.ids.dtype != np.int64 or bool(np.any(self.ids[1:] <= self.ids[:-1])):
+            raise ValueError(f"ids must be one-dimensional int64 and strictly rising, got {self.ids!r}")
+
+    @classmethod
+    def of(cls, ids: ArrayLike) -> IdMap:
+        """Return the map of the distinct values of ``ids``."""
+        return cls(np.unique(np.asarray(ids, dtype=np.int64)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def index(self, ids: ArrayLike) -> NDArray[np.int64]:
+        """Return the index of each id, −1 where the map does not hold it."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        if len(self.ids) == 0:
+            return np.full(wanted.shape, UNKNOWN, dtype=np.int64)
+        position = np.minimum(self.ids.searchsorted(wanted), len(self.ids) - 1)
+        return np.where(self.ids[position] == wanted, position, UNKNOWN)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Positives divided by leave-one-out in time: frames like ``Dataset.ratings``, by user, oldest first.
+
+    ``users`` are the users with at least two positives, ``items`` the train catalogue: the movies with a train row.
+    """
+
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    test: pd.DataFrame
+    users: IdMap
+    items: IdMap
+
+
+def load(source: Source, *, n_ratings: int = 100_000, random_state: int = 42) -> Dataset:
+    """Read a source and clean it.
+
+    A (user, movie) pair that was rated more than once keeps its latest rating; a movie that has ratings but stands
+    not in movies.csv is kept and titled by its id. Both are counted in ``warnings``.
+
+    Parameters
+    ----------
+    source : Source
+        From ``app.datasets.locate``.
+    n_ratings, random_state : int
+        Size and seed of synthetic data; not used for a folder.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or holds something that is not MovieLens; the message names file, row, value and remedy.
+    """
+    from app.datasets.locate import read  # here, because it imports pandas
+
+    name, raw = read(source, n_ratings=n_ratings, random_state=random_state)
+    ratings, n_duplicates = _keep_latest(raw.ratings)
+    movies, n_untitled = _complete_movies(raw.movies, raw.links, ratings)
+    warnings = [*source.warnings, *raw.warnings]
+    if n_duplicates:
+        warnings.append(f"{n_duplicates:,} ratings repeat a (user, movie) pair: the latest of each pair was kept")
+    if n_untitled:
+        warnings.append(f"{n_untitled:,} movies have ratings but no title in movies.csv: they are titled by their id")
+    return Dataset(name, ratings, movies, raw.fingerprint, tuple(warnings))
+
+
+def _keep_latest(ratings: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    pair = ["user_id", "movie_id"]
+    if not bool(ratings.duplicated(pair).any()):
+        return ratings, 0
+    latest = ratings.sort_values("timestamp", kind="stable").drop_duplicates(pair, keep="last").sort_index()
+    return latest.reset_index(drop=True), len(ratings) - len(latest)
+
+
+def _complete_movies(movies: pd.DataFrame, links: pd.DataFrame, ratings: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Give every rated movie a row and a title, and each row its year and its ids elsewhere."""
+    all_ids = np.union1d(movies["movie_id"].to_numpy(), ratings["movie_id"].unique())
+    table = movies.set_index("movie_id").reindex(all_ids).rename_axis("movie_id").reset_index()
+    table = table.merge(links, on="movie_id", how="left")
+    table[["title", "genres", "imdb_id", "tmdb_id"]] = table[["title", "genres", "imdb_id", "tmdb_id"]].fillna("")
+    untitled = table["title"] == ""
+    table.loc[untitled, "title"] = "Movie " + table.loc[untitled, "movie_id"].astype(str)
+    # "Dark Shadows (1966-1971)" and "… (2015– )" carry the year in which they began.
+    table["year"] = table["title"].str.extract(r"\((\d{4})(?:[-–]\s*\d{0,4})?\s*\)$", expand=False).astype("Int64")
+    return table, int((untitled & table["movie_id"].isin(ratings["movie_id"])).sum())
+
+
+def positives(ratings: pd.DataFrame, min_rating: float = MIN_RATING) -> pd.DataFrame:
+    """Return the ratings of at least ``min_rating``, by user, oldest first (stable: ties keep file order).
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    liked = ratings[ratings["rating"] >= min_rating]
+    if liked.empty:
+        raise DataError(
+            f"no rating reaches {min_rating:g}, the least that counts as positive; the highest is "
+            f"{ratings['rating'].max():g}. Lower --min-rating, or check the rating column."
+        )
+    return liked.iloc[np.lexsort((liked["timestamp"], liked["user_id"]))].reset_index(drop=True)
+
+
+def leave_one_out(liked: pd.DataFrame) -> Split:
+    """Split positives by time, per user: the last is test, the one before it validation, the rest train.
+
+    Users with fewer than two positives are left out; a user with exactly two has no train row.
+
+    Parameters
+    ----------
+    liked : DataFrame
+        From ``positives``: by user, oldest first.
+
+    Raises
+    ------
+    DataError
+        If no user has the three positives that it takes to train and to test.
+    """
+    user_id = liked["user_id"].to_numpy()
+    after_last = np.searchsorted(user_id, user_id, side="right")
+    n_positives = after_last - np.searchsorted(user_id, user_id, side="left")
+    n_later = after_last - np.arange(len(liked)) - 1
+    enough = n_positives >= 2
+    train, validation, test = (
+        liked[enough & (n_later >= 2)],
+        liked[enough & (n_later == 1)],
+        liked[enough & (n_later == 0)],
+    )
+    if train.empty:
+        raise DataError(
+            f"no user has 3 or more positives (the most is {n_positives.max()}), so nothing can be held out and "
+            "learned from. Add ratings, lower --min-rating, or train without evaluation: --evaluate none."
+        )
+    return Split(train, validation, test, users=IdMap.of(test["user_id"]), items=IdMap.of(train["movie_id"]))
+
+
+def build_user_items(interactions: pd.DataFrame, users: IdMap, items: IdMap) -> sp.csr_matrix:
+    """Build the matrix that models learn from.
+
+    Parameters
+    ----------
+    interactions : DataFrame
+        Columns user_id and movie_id, each pair once. Rows whose user or movie is in neither map are left out.
+
+    Returns
+    -------
+    csr_matrix of shape (n_users, n_items), float32
+        1 for each pair; column indices sorted within a row.
+    """
+    rows = users.index(interactions["user_id"])
+    columns = items.index(interactions["movie_id"])
+    known = (rows != UNKNOWN) & (columns != UNKNOWN)
+    values = np.ones(int(known.sum()), dtype=np.float32)
+    matrix = sp.csr_matrix((values, (rows[known], columns[known])), shape=(len(users), len(items)))
+    matrix.sort_indices()
+    return matrix

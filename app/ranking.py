@@ -1,0 +1,48 @@
+"""The order of a recommendation list, the same in evaluation and in the service.
+
+Scores fall, and equal scores are ordered by item index, so a ranking is a function of the scores alone: not of the
+block size, the platform's sort or the number of threads. Nothing here knows what the scores mean.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+EXCLUDED = np.float32(-np.inf)  # the score of an item that must not be listed
+PADDING = -1  # the item index of a place for which no item was left
+
+
+def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Return each row's ``k`` best items, best first.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_rows, n_items), float32
+        ``EXCLUDED`` (−inf) marks items that must not be listed. NaN is not allowed.
+    k : int
+        Length of the lists, at least 1; may exceed ``n_items``.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, k), int64
+        Item indices. Equal scores stand in the order of their index. Places for which no item is left hold −1.
+    """
+    keys = _sort_keys(scores)
+    n_found = min(k, scores.shape[1])
+    if n_found < scores.shape[1]:
+        keys.partition(n_found - 1, axis=1)
+    best = np.sort(keys[:, :n_found], axis=1)
+    items = (best & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    items[np.take_along_axis(scores, items, axis=1) == EXCLUDED] = PADDING
+    if n_found == k:
+        return items
+    return np.pad(items, ((0, 0), (0, k - n_found)), constant_values=PADDING)
+
+
+def _sort_keys(scores: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Pack (falling score, rising index) into one integer, so that keys are unique and ties cannot move."""
+    bits = (scores + np.float32(0.0)).view(np.uint32)  # adding 0 turns −0.0 into 0.0: equal scores, equal bits
+    # IEEE 754 orders like its bits when positive and in reverse when negative; this makes the falling order rise.
+    falling = np.where(bits >> 31, bits, bits ^ np.uint32(0x7FFFFFFF))
+    return (falling.astype(np.uint64) << np.uint64(32)) | np.arange(scores.shape[1], dtype=np.uint64)

@@ -1,0 +1,93 @@
+"""Query parameters that several endpoints take, parsed strictly.
+
+An id is decimal digits and nothing else: Python and Pydantic would also take ``1_000``, ``1.0`` and `` 1``, and a
+caller who sends those has a bug that should not be answered with somebody's recommendations.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import Query
+from fastapi.exceptions import RequestValidationError
+from pydantic import BeforeValidator, Field
+
+MAX_ID = 2**63 - 1
+MAX_DIGITS = 19
+MAX_LIKED = 500
+MAX_K = 100
+_DIGITS = re.compile(r"[0-9]+", re.ASCII)
+
+
+def parse_id(text: object) -> int:
+    """Parse a user or movie id: 1 to 2⁶³ − 1."""
+    return _parse_whole_number(text, MAX_ID)
+
+
+def parse_k(text: object) -> int:
+    """Parse the length of a list: 1 to ``MAX_K``."""
+    return _parse_whole_number(text, MAX_K)
+
+
+def _parse_whole_number(text: object, highest: int) -> int:
+    if isinstance(text, int):  # a default
+        return text
+    digits = isinstance(text, str) and len(text) <= MAX_DIGITS and _DIGITS.fullmatch(text)
+    if not digits or not 1 <= int(digits.group()) <= highest:
+        raise ValueError(f"expected a whole number from 1 to {highest}, in decimal digits, got {_shorten(text)}")
+    return int(digits.group())
+
+
+def parse_ids(name: str, values: list[str]) -> list[int]:
+    """Parse a comma-separated list of ids, dropping repetitions; the parameter itself may be repeated too.
+
+    Raises
+    ------
+    RequestValidationError
+        Naming the parameter, for anything that is no id, and for more than ``MAX_LIKED`` different ones.
+    """
+    texts = ",".join(values).split(",") if any(values) else []
+    try:
+        ids = list(dict.fromkeys(parse_id(text) for text in texts))
+        if len(ids) > MAX_LIKED:
+            raise ValueError(f"expected at most {MAX_LIKED} different ids, got {len(ids)}; send the most telling ones")
+    except ValueError as error:
+        raise _invalid(name, str(error)) from error
+    return ids
+
+
+def _invalid(name: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": ("query", name), "msg": message}])
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}… ({len(text)} characters)"
+
+
+# The bounds stand inside the parser, for the documentation: the parser has already refused everything else.
+UserId = Annotated[
+    int,
+    Field(ge=1),
+    BeforeValidator(parse_id),
+    Query(description="A user of the training data.", json_schema_extra={"format": "int64"}, examples=[1]),
+]
+K = Annotated[
+    int,
+    Field(ge=1, le=MAX_K),
+    BeforeValidator(parse_k),
+    Query(description="How many movies to list; fewer come back where fewer are left.", examples=[10]),
+]
+# FastAPI has no word for "form, explode: false", so the parameter is hidden from its schema and described by hand.
+LikedValues = Annotated[list[str], Query(alias="liked", include_in_schema=False)]
+LIKED_IN_OPENAPI: dict[str, Any] = {
+    "name": "liked",
+    "in": "query",
+    "required": False,
+    "description": f"Movies that they like, comma-separated, at most {MAX_LIKED}. Absent or empty: popular movies.",
+    "style": "form",
+    "explode": False,
+    "schema": {"type": "array", "items": {"type": "integer", "format": "int64", "minimum": 1}, "maxItems": MAX_LIKED},
+    "example": [1, 2, 3],
+}

@@ -1,0 +1,99 @@
+"""Errors as RFC 9457 ``application/problem+json``: domain errors, validation, routing and faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.errors import ArtifactError, RecommenderError, UnknownUserError
+from app.schemas import Problem
+
+MEDIA_TYPE = "application/problem+json"
+_STATUS: dict[type[RecommenderError], tuple[HTTPStatus, str]] = {
+    UnknownUserError: (HTTPStatus.NOT_FOUND, "unknown-user"),
+    ArtifactError: (HTTPStatus.SERVICE_UNAVAILABLE, "no-model"),
+}
+
+
+def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """Describe problem responses for an endpoint's OpenAPI entry."""
+    return {
+        int(status): {
+            "description": status.phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the application a problem."""
+    app.add_exception_handler(RecommenderError, _on_domain_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_fault)
+
+
+async def _on_domain_error(_request: Request, error: Exception) -> JSONResponse:
+    for kind, (status, name) in _STATUS.items():
+        if isinstance(error, kind):
+            headers = {"Retry-After": "30"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+            return _problem(status, str(error), kind=name, headers=headers)
+    raise error
+
+
+async def _on_invalid_parameter(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    found = [
+        {
+            "parameter": str(entry["loc"][-1]),
+            "in": str(entry["loc"][0]),
+            "detail": str(entry["msg"]).removeprefix("Value error, "),
+        }
+        for entry in jsonable_encoder(error.errors())
+    ]
+    detail = "; ".join(f"{entry['parameter']}: {entry['detail']}" for entry in found)
+    return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, kind="invalid-parameter", errors=found)
+
+
+async def _on_http_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    detail = (
+        str(error.detail) if error.detail != status.phrase else f"{status.phrase}. The endpoints are listed at /docs"
+    )
+    return _problem(status, detail, headers=error.headers)
+
+
+async def _on_fault(_request: Request, _error: Exception) -> JSONResponse:
+    # The server logs the traceback; the caller learns nothing about our insides.
+    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The service failed on this request; its log says why.")
+
+
+def _problem(
+    status: HTTPStatus,
+    detail: str,
+    *,
+    kind: str | None = None,
+    errors: list[dict[str, str]] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    problem = Problem.model_validate(
+        {
+            "type": f"urn:movie-recommender:problem:{kind}" if kind else "about:blank",
+            "title": kind.replace("-", " ").capitalize() if kind else status.phrase,
+            "status": status,
+            "detail": detail,
+            "errors": errors,
+        }
+    )
+    return JSONResponse(
+        problem.model_dump(exclude_none=True, by_alias=True), status, headers=dict(headers or {}), media_type=MEDIA_TYPE
+    )

@@ -1,0 +1,119 @@
+"""The JSON of the API: what requests are answered with, and examples for its documentation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_TOY_STORY = {
+    "movie_id": 1,
+    "title": "Toy Story (1995)",
+    "genres": ["Adventure", "Animation", "Children", "Comedy", "Fantasy"],
+    "year": 1995,
+    "score": 0.731275,
+}
+_VERSION = "20261123T101500Z-1a2b3c4d"
+
+
+def _example(**values: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"example": values})
+
+
+class MovieResult(BaseModel):
+    """One movie of a list."""
+
+    model_config = _example(**_TOY_STORY)
+
+    movie_id: int
+    title: str
+    genres: list[str] = Field(description="Empty where MovieLens lists none.")
+    year: int | None = Field(description="From the title; null where it has none.")
+    score: float = Field(description="Compares movies within one list; lists of different sources are not comparable.")
+
+
+class _ForUser(BaseModel):
+    user_id: int
+
+
+class _ForLiked(BaseModel):
+    liked: list[int] = Field(description="The movies that were used.")
+    ignored: list[int] = Field(description="Ids of the request that are not in the catalogue.")
+
+
+class RecommendationList(BaseModel):
+    """What every list of recommendations says about itself."""
+
+    k: int = Field(description="How many movies were asked for.")
+    n_results: int = Field(description="How many there are: fewer than k where fewer are left to recommend.")
+    version: str = Field(description="The model version that answered.")
+    source: Literal["als", "fold_in", "popular"] = Field(description="What ordered the list.")
+    results: list[MovieResult]
+
+
+class UserRecommendations(RecommendationList, _ForUser):  # pydantic puts the fields of the last base first
+    """Recommendations for a user of the training data."""
+
+    model_config = _example(user_id=1, k=1, n_results=1, version=_VERSION, source="als", results=[_TOY_STORY])
+
+
+class ColdRecommendations(RecommendationList, _ForLiked):
+    """Recommendations for someone new, from movies that they like."""
+
+    model_config = _example(
+        liked=[2, 3], ignored=[999999], k=1, n_results=1, version=_VERSION, source="fold_in", results=[_TOY_STORY]
+    )
+
+
+class Health(BaseModel):
+    """Which model is being served."""
+
+    model_config = _example(
+        status="ok",
+        model="ALS",
+        n_users=610,
+        n_items=6298,
+        version=_VERSION,
+        trained_at="2026-11-23T10:15:00+00:00",
+        dataset="ml-latest-small",
+    )
+
+    status: Literal["ok"]
+    model: Literal["ALS"]
+    n_users: int
+    n_items: int
+    version: str
+    trained_at: str
+    dataset: str = Field(description='Name of the training data; "synthetic" means that no recommendation is real.')
+
+
+class Probe(BaseModel):
+    """Answer of a liveness or readiness probe."""
+
+    status: Literal["alive", "ready"]
+
+
+class ParameterProblem(BaseModel):
+    """One request parameter that cannot be used."""
+
+    parameter: str
+    in_: str = Field(alias="in")
+    detail: str
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 describes it."""
+
+    model_config = _example(
+        type="urn:movie-recommender:problem:unknown-user",
+        title="Unknown user",
+        status=404,
+        detail="user_id 999 has no rating in this model's data; for new users, name a few movies that they like: "
+        "/recommend_cold?liked=1,2,3",
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[ParameterProblem] | None = Field(default=None, description="Only for invalid parameters (422).")

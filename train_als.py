@@ -176,7 +176,8 @@ def main(
         raise typer.Exit(EXIT_NOT_ACTIVATED)
 
 
+cli = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
+cli.command()(main)
+
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
-    app.command()(main)
-    app()
+    cli()

@@ -88,7 +88,7 @@ class Training:
             "n_users": len(model.users),
             "n_items": len(model.items),
             "warnings": list(dataset.warnings),
-            "metrics": metrics,
+            "metrics": model.metrics,
             "seconds": {part: round(seconds, 4) for part, seconds in self.seconds.items()},
         }
 

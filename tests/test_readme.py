@@ -1,0 +1,55 @@
+"""README is part of the product: what exists is documented, and what is documented exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from fastapi.routing import APIRoute
+
+from app.main import create_app
+from app.settings import Settings
+from train_als import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def variables() -> list[str]:
+    prefix = Settings.model_config["env_prefix"]
+    return [str(field.validation_alias or prefix + name.upper()) for name, field in Settings.model_fields.items()]
+
+
+@pytest.mark.parametrize("variable", variables())
+def test_every_setting_is_in_the_table(variable: str) -> None:
+    assert f"| `{variable}` |" in README
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_default_in_the_table_is_true(name: str) -> None:
+    default = Settings.model_fields[name].default
+    row = next(line for line in README.splitlines() if line.startswith("| `") and name.upper() in line.split("|")[1])
+    assert row.split("|")[2].strip() == (f"`{default}`" if default is not None else "")
+
+
+def test_every_endpoint_is_in_the_table() -> None:
+    paths = [route.path for route in create_app().routes if isinstance(route, APIRoute)]
+    assert len(paths) >= 6
+    for path in paths:
+        if not path.startswith("/docs/"):
+            assert f"`{path}`" in README, path
+
+
+def test_options_that_readme_names_exist() -> None:
+    callback = cli.registered_commands[0].callback
+    assert callback is not None
+    known = {"--" + name.replace("_", "-") for name in callback.__annotations__} | {"--json", "--no-refit", "--help"}
+    assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
+
+
+def test_local_links_resolve() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,376 @@
+"""The offline half as its users run it: ``python train_als.py`` with options, on good and on bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from app.als import AlsConfig, fit_als
+from app.core import leave_one_out, positives
+from app.datasets.synthetic import synthesize
+from app.protocols import build_task
+from app.recommender import Recommender
+from app.registry import current_version, load_current
+from train_als import cli
+
+ROOT = Path(__file__).parent.parent
+NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once
+Train = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def ratings_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of someone's own ratings in MovieLens format, small enough to train on in a blink."""
+    folder = tmp_path_factory.mktemp("my-ratings")
+    data = synthesize(4_000, random_state=1)
+    data.ratings.set_axis(["userId", "movieId", "rating", "timestamp"], axis=1).to_csv(
+        folder / "ratings.csv", index=False
+    )
+    data.movies.set_axis(["movieId", "title", "genres"], axis=1).to_csv(folder / "movies.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Run the command line in an empty working folder, with nothing to download from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOVIELENS_DIR", raising=False)
+    monkeypatch.setenv("RECS_MOVIELENS_URL", NOBODY)
+
+    def run(*arguments: object) -> Result:
+        quick = () if "--iterations" in arguments else ("--iterations", 3, "--factors", 8)
+        return CliRunner().invoke(cli, [str(argument) for argument in (*quick, *arguments)])
+
+    return run
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder with its checksum, to see that nothing changed."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_publishes_a_model_that_the_service_can_load(train: Train, ratings_dir: Path) -> None:
+    result = train("--data-dir", ratings_dir)
+    assert result.exit_code == 0, result.output
+    model = load_current(Path("artifacts"))
+    ratings = pd.read_csv(ratings_dir / "ratings.csv")
+    assert model.users.ids.tolist() == sorted(ratings["userId"].unique())
+    assert model.items.ids.tolist() == sorted(ratings.loc[ratings["rating"] >= 4, "movieId"].unique())
+    assert model.manifest["dataset"] == ratings_dir.name
+    assert (
+        model.manifest["dataset_fingerprint"] == hashlib.sha256((ratings_dir / "ratings.csv").read_bytes()).hexdigest()
+    )
+
+
+def test_screen_shows_six_steps_with_check_marks_and_what_to_run_next(train: Train, ratings_dir: Path) -> None:
+    output = train("--data-dir", ratings_dir).output
+    assert [f"[{n}/6]" in output for n in range(1, 7)] == [True] * 6
+    assert output.count("✓") >= 6
+    assert "Loaded 4,000 ratings" in output
+    assert "uvicorn app.main:app" in output
+    for model in ("als", "popular", "random"):
+        assert model in output
+
+
+def test_quiet_prints_nothing_when_all_is_well(train: Train, ratings_dir: Path) -> None:
+    result = train("--data-dir", ratings_dir, "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_json_prints_one_object_that_names_the_version_and_the_metrics(train: Train, ratings_dir: Path) -> None:
+    printed = json.loads(train("--data-dir", ratings_dir, "--json").stdout)
+    assert printed["version"] == current_version(Path("artifacts"))
+    on_disk = json.loads(Path("artifacts/metrics.json").read_text())
+    assert printed["metrics"] == on_disk
+    assert set(on_disk["protocols"]) == {"rated", "positives"}
+    assert set(on_disk["protocols"]["rated"]) == {"als", "popular", "random"}
+    assert on_disk["stage"] == "test"
+    assert on_disk["intervals"]["rated"]["als"].keys() == on_disk["protocols"]["rated"]["als"].keys()
+
+
+def test_help_documents_every_option_and_its_default() -> None:
+    output = CliRunner().invoke(cli, ["--help"], env={"COLUMNS": "200"}).output
+    options = [parameter for parameter in cli.registered_commands[0].callback.__annotations__ if parameter != "return"]
+    for option in options:
+        flag = {"as_json": "--json"}.get(option, "--" + option.replace("_", "-"))
+        assert flag in output
+    for default in ("[default: 100000]", "[default: 4.0]", "[default: 42]", "reference: 0.02", "[default: all]"):
+        assert default in output
+
+
+def test_validation_keeps_eyes_off_test(train: Train, ratings_dir: Path) -> None:
+    metrics = json.loads(train("--data-dir", ratings_dir, "--evaluate", "validation", "--json").stdout)["metrics"]
+    assert metrics["stage"] == "validation"
+    assert set(metrics["protocols"]) == {"rated", "positives"}
+
+
+def test_evaluate_none_publishes_without_figures(train: Train, ratings_dir: Path) -> None:
+    printed = json.loads(train("--data-dir", ratings_dir, "--evaluate", "none", "--json").stdout)
+    assert printed["metrics"]["protocols"] == {}
+    assert "fit" not in printed["seconds"]
+    assert load_current(Path("artifacts"))
+
+
+def test_evaluate_rated_saves_the_other_fit(train: Train, ratings_dir: Path) -> None:
+    printed = json.loads(train("--data-dir", ratings_dir, "--evaluate", "rated", "--json").stdout)
+    assert set(printed["metrics"]["protocols"]) == {"rated"}
+
+
+def test_no_refit_serves_the_rated_test_fit_and_knows_every_user(train: Train, ratings_dir: Path) -> None:
+    assert train("--data-dir", ratings_dir, "--no-refit").exit_code == 0
+    model = load_current(Path("artifacts"))
+    ratings = pd.read_csv(ratings_dir / "ratings.csv").set_axis(["user_id", "movie_id", "rating", "timestamp"], axis=1)
+    task = build_task(ratings, leave_one_out(positives(ratings)), "rated", "test")
+    expected = fit_als(task.user_items, AlsConfig(factors=8, iterations=3))
+    rows = model.users.index(task.users.ids)
+    np.testing.assert_array_equal(model.factors.user_factors[rows], expected.user_factors)
+    np.testing.assert_array_equal(model.factors.item_factors, expected.item_factors)
+    np.testing.assert_array_equal(np.diff(model.positives_indptr)[rows], np.diff(task.user_items.indptr))
+    rated = set(ratings.loc[ratings["user_id"] == ratings["user_id"].iloc[0], "movie_id"])
+    listed = Recommender(model).recommend(int(ratings["user_id"].iloc[0]), 100).item_indices
+    assert rated.isdisjoint(model.items.ids[listed])
+
+
+def test_preset_and_options_are_recorded(train: Train, ratings_dir: Path) -> None:
+    result = train("--data-dir", ratings_dir, "--preset", "reference", "--iterations", 2, "--random-state", 7)
+    assert result.exit_code == 0
+    config = json.loads(Path("artifacts/config.json").read_text())
+    assert config["preset"] == "reference"
+    assert config["als"] == {
+        "factors": 64,
+        "regularization": 0.02,
+        "alpha": 21.0,
+        "iterations": 2,
+        "random_state": 7,
+        "num_threads": 0,
+        "device": "cpu",
+    }
+    assert config["fitted_on"] == "all positives"
+
+
+def test_export_run_writes_truths_and_rankings(train: Train, ratings_dir: Path) -> None:
+    assert train("--data-dir", ratings_dir, "--export-run", "runs").exit_code == 0
+    assert {path.name for path in Path("runs").iterdir()} == {
+        "qrels.txt",
+        "run.als.txt",
+        "run.popular.txt",
+        "run.random.txt",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--factors", "0"], "factors is 0"),
+        (["--regularization", "nan"], "regularization is nan"),
+        (["--alpha", "-1"], "alpha is -1"),
+        (["--random-state", "-1"], "random_state is -1"),
+        (["--preset", "best"], "'best'; expected one of default, reference"),
+        (["--min-rating", "7"], "--min-rating is 7"),
+        (["--no-refit", "--evaluate", "none"], "--no-refit"),
+        (["--no-refit", "--evaluate", "validation"], "--no-refit"),
+        (["--export-run", "runs", "--evaluate", "none"], "--export-run"),
+        (["--dataset", "imdb"], "imdb"),
+        (["--data-dir", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_unusable_options_exit_with_2_and_change_nothing(
+    train: Train, ratings_dir: Path, arguments: list[str], message: str
+) -> None:
+    assert train("--data-dir", ratings_dir).exit_code == 0
+    before = tree(Path("artifacts"))
+    result = train("--data-dir", ratings_dir, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert tree(Path("artifacts")) == before
+
+
+@pytest.mark.parametrize(
+    ("bad_row", "message"),
+    [
+        ("1,1,six,964982703", "six"),
+        ("1,1,5.5,964982703", "5.5"),
+        ("1,1,,964982703", "rating"),
+        ("1,1,4.0,-5", "-5"),
+        ("1,1,4.0,964982703000", "964982703000"),
+        ("x,1,4.0,964982703", "userId"),
+    ],
+)
+def test_a_bad_row_exits_with_2_names_the_row_and_changes_nothing(
+    train: Train, ratings_dir: Path, tmp_path: Path, bad_row: str, message: str
+) -> None:
+    assert train("--data-dir", ratings_dir).exit_code == 0
+    before = tree(Path("artifacts"))
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    rows = (ratings_dir / "ratings.csv").read_text().splitlines()
+    (bad / "ratings.csv").write_text("\n".join([*rows[:9], bad_row, *rows[9:]]) + "\n")
+    (bad / "movies.csv").write_bytes((ratings_dir / "movies.csv").read_bytes())
+    result = train("--data-dir", bad)
+    assert result.exit_code == 2
+    for part in ("ratings.csv", "10", message):
+        assert part in result.stderr
+    assert tree(Path("artifacts")) == before
+
+
+def test_ratings_without_enough_positives_are_refused_with_the_remedy(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,4.0,5\n1,2,5.0,6\n2,1,3.0,7\n")
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,A (1990),Drama\n2,B (1991),Drama\n")
+    result = train("--data-dir", tmp_path)
+    assert result.exit_code == 2
+    assert "--evaluate none" in result.stderr
+    assert not Path("artifacts").exists()
+    assert train("--data-dir", tmp_path, "--evaluate", "none").exit_code == 0
+
+
+def test_without_data_and_network_a_synthetic_model_is_made_and_says_so(train: Train) -> None:
+    result = train("--synthetic-ratings", 3000)
+    assert result.exit_code == 0, result.output
+    assert "SYNTHETIC" in result.stderr
+    for name in ("config.json", "manifest.json"):
+        assert json.loads(Path("artifacts", name).read_text())["dataset"] == "synthetic"
+
+
+def test_a_synthetic_model_does_not_replace_one_of_real_data(train: Train, ratings_dir: Path) -> None:
+    assert train("--data-dir", ratings_dir).exit_code == 0
+    real = current_version(Path("artifacts"))
+    result = train("--dataset", "synthetic", "--synthetic-ratings", 3000, "--json")
+    assert result.exit_code == 3
+    assert "NOT ACTIVATED" in result.stderr
+    printed = json.loads(result.stdout)
+    assert printed["activated"] is False
+    assert (Path(printed["path"]) / "als.npz").is_file()
+    assert current_version(Path("artifacts")) == real
+
+
+def test_a_real_model_replaces_a_synthetic_one(train: Train, ratings_dir: Path) -> None:
+    assert train("--synthetic-ratings", 3000).exit_code == 0
+    assert train("--data-dir", ratings_dir).exit_code == 0
+    assert load_current(Path("artifacts")).manifest["dataset"] == ratings_dir.name
+
+
+def test_a_named_dataset_never_falls_back(train: Train) -> None:
+    result = train("--dataset", "ml-latest-small")
+    assert result.exit_code == 2
+    assert NOBODY in result.stderr
+    assert not Path("artifacts").exists()
+
+
+def test_a_folder_named_by_the_environment_never_falls_back(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOVIELENS_DIR", "empty")
+    Path("empty").mkdir()
+    result = train()
+    assert result.exit_code == 2
+    assert "MOVIELENS_DIR" in result.stderr
+
+
+def test_if_needed_trains_once(train: Train, ratings_dir: Path) -> None:
+    assert train("--data-dir", ratings_dir, "--if-needed").exit_code == 0
+    first = current_version(Path("artifacts"))
+    assert train("--data-dir", ratings_dir, "--if-needed").exit_code == 0
+    assert current_version(Path("artifacts")) == first
+
+
+def test_if_needed_trains_again_when_real_data_is_found_beside_a_synthetic_model(
+    train: Train, ratings_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train("--synthetic-ratings", 3000, "--if-needed").exit_code == 0
+    synthetic = current_version(Path("artifacts"))
+    assert train("--if-needed").exit_code == 0
+    assert current_version(Path("artifacts")) == synthetic
+    monkeypatch.setenv("MOVIELENS_DIR", str(ratings_dir))
+    assert train("--if-needed").exit_code == 0
+    assert load_current(Path("artifacts")).manifest["dataset"] == ratings_dir.name
+
+
+def test_if_needed_trains_again_when_the_model_is_damaged(train: Train, ratings_dir: Path) -> None:
+    assert train("--data-dir", ratings_dir).exit_code == 0
+    damaged = Path("artifacts/als.npz").resolve()
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"")
+    assert train("--data-dir", ratings_dir, "--if-needed").exit_code == 0
+    assert load_current(Path("artifacts"))
+
+
+def test_unwritable_artifacts_exit_with_1(train: Train, ratings_dir: Path) -> None:
+    Path("file").write_text("")
+    result = train("--data-dir", ratings_dir, "--artifacts-dir", "file")
+    assert result.exit_code == 1
+    assert "--artifacts-dir" in result.stderr
+
+
+def test_equal_seeds_give_equal_files_over_processes_and_threads(ratings_dir: Path, tmp_path: Path) -> None:
+    def files(name: str, threads: int) -> dict[str, str]:
+        command = [sys.executable, "train_als.py", "--quiet", "--data-dir", ratings_dir, "--artifacts-dir"]
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+        subprocess.run(
+            [*command, tmp_path / name, "--num-threads", str(threads)], cwd=ROOT, env=environment, check=True
+        )
+        return {k: v for k, v in tree(tmp_path / name).items() if "/" not in k and k.endswith((".npz", ".npy", ".csv"))}
+
+    one, two = files("one", 1), files("two", 2)
+    assert len(one) == 6
+    assert one == two
+
+
+def test_a_warning_of_the_fit_reaches_the_screen_as_one_line(ratings_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "train_als.py", "--data-dir", ratings_dir, "--artifacts-dir", tmp_path, "--alpha", "1"]
+    done = subprocess.run([*command, "--evaluate", "none"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Warning: alpha 1 gives no positive more confidence" in done.stderr
+    assert ".py:" not in done.stderr
+
+
+@pytest.mark.parametrize("user_id", [442, 214])
+def test_real_users_with_no_and_with_one_positive_are_answered(
+    user_id: int, real_model: Recommender, real_ratings: pd.DataFrame
+) -> None:
+    ranking = real_model.recommend(user_id, 10)
+    assert len(ranking.item_indices) == 10
+    assert ranking.source == {442: "popular", 214: "als"}[user_id]
+    rated = set(real_ratings.loc[real_ratings["userId"] == user_id, "movieId"])
+    assert rated.isdisjoint(real_model.model.items.ids[ranking.item_indices])
+
+
+def test_no_real_user_is_recommended_a_rated_movie(real_model: Recommender, real_ratings: pd.DataFrame) -> None:
+    rated = real_ratings.groupby("userId")["movieId"].agg(set)
+    for user_id, movies in rated.items():
+        listed = real_model.model.items.ids[real_model.recommend(int(user_id), 100).item_indices]
+        assert movies.isdisjoint(listed)
+
+
+def test_real_cold_starts_resemble_what_was_liked(real_model: Recommender) -> None:
+    def titles(*liked: int) -> str:
+        ranking = real_model.recommend_cold(liked, 10)
+        assert ranking.source == "fold_in"
+        return " | ".join(real_model.model.movies[i].title for i in ranking.item_indices)
+
+    assert "Indiana Jones" in titles(260, 1196, 1210)  # Star Wars IV, V, VI
+    assert "Beauty and the Beast" in titles(1, 364, 588)  # Toy Story, The Lion King, Aladdin
+    assert "Fight Club" in titles(2571)  # The Matrix
+
+
+@pytest.fixture(scope="module")
+def real_model(movielens_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    folder = tmp_path_factory.mktemp("artifacts")
+    arguments = ["--data-dir", str(movielens_dir), "--artifacts-dir", str(folder), "--evaluate", "none", "--quiet"]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    return Recommender(load_current(folder))
+
+
+@pytest.fixture(scope="module")
+def real_ratings(movielens_dir: Path) -> pd.DataFrame:
+    return pd.read_csv(movielens_dir / "ratings.csv")

@@ -67,7 +67,8 @@ class AlsConfig:
         _require_int("num_threads", self.num_threads, 0, 1024)
         for name in ("regularization", "alpha"):
             value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
+            is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+            if not (is_number and 0 < value < np.inf):
                 raise ConfigError(f"{name} is {value!r}; expected a finite number greater than 0")
         if self.device not in DEVICES:
             raise ConfigError(f"device is {self.device!r}; expected one of {', '.join(DEVICES)}")
@@ -132,7 +133,8 @@ def fit_als(user_items: sp.csr_matrix, config: AlsConfig, on_iteration: Callable
 
 def gramian(item_factors: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return YᵀY of shape (factors, factors), which every fold-in over the same items shares."""
-    return (item_factors.T @ item_factors).astype(np.float64)
+    exact = item_factors.astype(np.float64)
+    return exact.T @ exact
 
 
 def solve_user_factor(
@@ -184,10 +186,10 @@ def _require_int(name: str, value: object, low: int, high: int) -> None:
 def _check_user_items(user_items: sp.csr_matrix, alpha: float) -> None:
     if user_items.nnz == 0:
         raise ConfigError(f"the matrix of shape {user_items.shape} has no entries; expected at least one positive")
-    lowest, highest = user_items.data.min(), user_items.data.max()
-    if not (np.isfinite(user_items.data).all() and lowest > 0):
-        raise ConfigError(f"the matrix holds {lowest}; expected finite grades greater than 0")
-    if alpha * highest <= 1:
+    wrong = user_items.data[~(np.isfinite(user_items.data) & (user_items.data > 0))]
+    if len(wrong):
+        raise ConfigError(f"the matrix holds {wrong[0]}; expected finite grades greater than 0")
+    if alpha * user_items.data.max() <= 1:
         warnings.warn(
             f"alpha {alpha:g} gives no positive more confidence than an unobserved entry has (1); usual are 5 to 40",
             stacklevel=3,

@@ -22,7 +22,7 @@ from app.ranking import EXCLUDED, PADDING, top_k
 CUTOFFS = (5, 10, 20)
 DEPTH = 100  # length of the exported lists
 N_RESAMPLES = 1_000
-_BLOCK_CELLS = 1 << 23  # scores held at once: 32 MiB, and twice that for the sort keys
+_BLOCK_CELLS = 1 << 20  # scores held at once; with their sort keys some 30 MiB
 
 DEFINITIONS = {
     "recall@k": "relevant movies among the first k / relevant movies: with one held-out movie, 1 if it is there",
@@ -36,7 +36,9 @@ DEFINITIONS = {
 }
 
 Scorer = Callable[[NDArray[np.int64]], NDArray[np.float32]]
-"""Maps places in the task (indices into ``target_users``), in rising order and once, to scores (n_places, n_items)."""
+"""Maps places in the task (indices into ``target_users``), in rising order and once, to scores (n_places, n_items).
+
+The caller may overwrite the scores."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,15 @@ class Run:
 
 def als_scorer(task: RankingTask, factors: Factors) -> Scorer:
     """Score by dot product; users without a positive to learn from get the popular order, as in the service."""
+    # In float64, then rounded: the last bits of a float32 product depend on the block's shape and the BLAS threads,
+    # and with them the order of nearly equal scores.
+    item_factors = factors.item_factors.T.astype(np.float64)  # (factors, n_items)
     by_popularity = popular_scorer(task)
     n_learned = np.diff(task.user_items.indptr)
 
     def score(places: NDArray[np.int64]) -> NDArray[np.float32]:
         users = task.target_users[places]
-        scores = factors.user_factors[users] @ factors.item_factors.T
+        scores = (factors.user_factors[users] @ item_factors).astype(np.float32)
         without = n_learned[users] == 0
         scores[without] = by_popularity(places[without])
         return scores

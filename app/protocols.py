@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from app.core import UNKNOWN, IdMap, Split, build_user_items
+from app.errors import DataError
 
 Protocol = Literal["rated", "positives"]
 Stage = Literal["validation", "test"]
@@ -69,6 +70,11 @@ def build_task(ratings: pd.DataFrame, split: Split, protocol: Protocol, stage: S
         All ratings, positive or not (``Dataset.ratings``).
     split : Split
         From ``core.leave_one_out``.
+
+    Raises
+    ------
+    DataError
+        If no held-out movie is in the catalogue, or no positive is left to learn from.
     """
     targets = getattr(split, stage)
     targets = targets[split.items.index(targets["movie_id"]) != UNKNOWN]
@@ -83,8 +89,23 @@ def build_task(ratings: pd.DataFrame, split: Split, protocol: Protocol, stage: S
         user_items = build_user_items(_before(learned, split.users, target_time), split.users, split.items)
         history = _before(ratings[ratings["user_id"].isin(split.users.ids)], split.users, target_time)
         seen = build_user_items(history, split.users, split.items)[target_users]
+    if len(targets) == 0 or user_items.nnz == 0:
+        raise DataError(_nothing_to_ask(protocol, stage, len(targets)))
     return RankingTask(
         protocol, stage, split.users, split.items, user_items, target_users, target_items, _without(seen, target_items)
+    )
+
+
+def _nothing_to_ask(protocol: Protocol, stage: Stage, n_targets: int) -> str:
+    """Say why a task would be empty, and what to do about it."""
+    reason = (
+        "no positive is older than its user's held-out one (are the timestamps all alike?)"
+        if n_targets
+        else "none of the held-out movies occurs in the train catalogue"
+    )
+    return (
+        f"protocol {protocol}, {stage}: {reason}, so nothing can be measured. "
+        "Add ratings, or train without evaluation: --evaluate none."
     )
 
 

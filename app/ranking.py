@@ -44,5 +44,7 @@ def _sort_keys(scores: NDArray[np.float32]) -> NDArray[np.uint64]:
     """Pack (falling score, rising index) into one integer, so that keys are unique and ties cannot move."""
     bits = (scores + np.float32(0.0)).view(np.uint32)  # adding 0 turns −0.0 into 0.0: equal scores, equal bits
     # IEEE 754 orders like its bits when positive and in reverse when negative; this makes the falling order rise.
-    falling = np.where(bits >> 31, bits, bits ^ np.uint32(0x7FFFFFFF))
-    return (falling.astype(np.uint64) << np.uint64(32)) | np.arange(scores.shape[1], dtype=np.uint64)
+    keys = np.where(bits >> 31, bits, bits ^ np.uint32(0x7FFFFFFF)).astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= np.arange(scores.shape[1], dtype=np.uint64)
+    return keys

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from app.als import AlsConfig, Factors
 from app.core import UNKNOWN, IdMap
-from app.errors import ArtifactError
+from app.errors import ArtifactError, ConfigError
 from app.npz import map_npz, write_npz
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises
     ------
     ArtifactError
-        If it is missing, no JSON, or of another format version.
+        If it is missing, no JSON, of another format version, or lacks what a manifest states.
     """
     manifest = _read_json(folder / MANIFEST)
     found = manifest.get("format_version")
@@ -204,11 +205,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder / MANIFEST}: format_version is {found!r}, expected {FORMAT_VERSION}. "
             "Train again with this release: python train_als.py"
         )
+    for name in ("trained_at", "dataset"):
+        if not isinstance(manifest.get(name), str):
+            raise _damaged(folder / MANIFEST, f"{name} is {manifest.get(name)!r}", "text")
+    if not _is_list_of_files(manifest.get("files")):
+        expected = f"file names, each with sha256 and size, among them {', '.join(REQUIRED_FILES)}"
+        raise _damaged(folder / MANIFEST, "files is not the list of a version's files", expected)
     return manifest
 
 
+def _is_list_of_files(files: object) -> bool:
+    return (
+        isinstance(files, dict)
+        and set(REQUIRED_FILES) <= files.keys()
+        and all(name == Path(name).name for name in files)  # nothing outside the folder
+        and all(isinstance(stated, dict) and stated.keys() == {"sha256", "size"} for stated in files.values())
+    )
+
+
 def verify_version(folder: Path) -> dict[str, Any]:
-    """Check that every file of a version is there and is what its manifest says.
+    """Check that every file of a version is there and is what its manifest and the folder's name say.
 
     Returns
     -------
@@ -221,16 +237,20 @@ def verify_version(folder: Path) -> dict[str, Any]:
         Naming file, expectation and remedy.
     """
     manifest = read_manifest(folder)
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not set(REQUIRED_FILES) <= files.keys():
-        raise _damaged(folder / MANIFEST, "lists not all files of a version", ", ".join(REQUIRED_FILES))
-    for name, expected in files.items():
+    for name, stated in manifest["files"].items():
         path = folder / name
+        expected = f"{stated['size']} bytes, SHA-256 {stated['sha256']}"
         if not path.is_file():
-            raise _damaged(path, "is missing", f"a file of {expected['size']} bytes")
-        found = _describe(path)
-        if found != expected:
-            raise _damaged(path, f"has {found['size']} bytes, SHA-256 {found['sha256']}", f"{expected}")
+            raise _damaged(path, "is missing", expected)
+        try:
+            found = _describe(path)
+        except OSError as error:
+            raise _damaged(path, str(error), expected) from error
+        if found != stated:
+            raise _damaged(path, f"has {found['size']} bytes, SHA-256 {found['sha256']}", expected)
+    digest = content_digest(manifest["files"])
+    if not folder.name.endswith(f"-{digest}"):
+        raise _damaged(folder / MANIFEST, f"describes the content {digest}", f"that of version {folder.name}")
     return manifest
 
 
@@ -265,8 +285,8 @@ def _map_version(folder: Path, manifest: dict[str, Any]) -> LoadedModel:
             movies=movies,
             popularity=popularity,
         )
-    except KeyError as error:
-        raise _damaged(folder, f"lacks {error}", "all arrays and settings of a model") from error
+    except (KeyError, TypeError, ConfigError) as error:
+        raise _damaged(folder, repr(error), "all arrays and settings of a model") from error
 
 
 def _check_consistency(folder: Path, model: LoadedModel) -> None:
@@ -281,14 +301,20 @@ def _check_consistency(folder: Path, model: LoadedModel) -> None:
             raise _damaged(folder / "als.npz", f"{name} is {array.dtype} {array.shape}", f"float32 {shape}")
         if not np.isfinite(array).all():
             raise _damaged(folder / "als.npz", f"{name} holds NaN or infinity", "finite numbers")
+    history = model.history
     _check_rows(folder / "X_users_items.npz", model.positives_indptr, model.positives_items, n_users, n_items)
-    _check_rows(folder / "history.npz", model.history.indptr, model.history.item_index, n_users, n_items)
+    _check_rows(folder / "history.npz", history.indptr, history.item_index, n_users, n_items)
+    if not history.item_index.shape == history.rating.shape == history.timestamp.shape:
+        raise _damaged(folder / "history.npz", "item_index, rating and timestamp differ in shape", "one shape")
     if [movie.movie_id for movie in model.movies] != model.items.ids.tolist():
         raise _damaged(folder / "movie_map.csv", "its movie_id column differs from items.npy", "the same ids in order")
 
 
 def _check_rows(path: Path, indptr: NDArray[Any], item_index: NDArray[Any], n_users: int, n_items: int) -> None:
     """Check that ragged rows are well formed: an index outside would read another user's movies."""
+    for name, array in (("indptr", indptr), ("item indices", item_index)):
+        if array.ndim != 1 or array.dtype.kind != "i":
+            raise _damaged(path, f"{name} are {array.dtype} {array.shape}", "integers in one dimension")
     if indptr.shape != (n_users + 1,) or indptr[0] != 0 or indptr[-1] != len(item_index) or (np.diff(indptr) < 0).any():
         raise _damaged(path, "indptr is not the row structure of its entries", f"{n_users} rows")
     if len(item_index) and (item_index.min() < 0 or item_index.max() >= n_items):
@@ -305,8 +331,9 @@ def _map(path: Path) -> dict[str, NDArray[Any]]:
 
 def _read_ids(path: Path) -> IdMap:
     try:
-        return IdMap(np.load(path, allow_pickle=False))
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as file:
+            return IdMap(npy_format.read_array(file, allow_pickle=False))
+    except Exception as error:  # numpy's header parser raises nearly anything
         raise _damaged(path, str(error), "int64 ids, strictly rising") from error
 
 
@@ -315,7 +342,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _damaged(path, "is missing", "a JSON object") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise _damaged(path, str(error), "a JSON object") from error
     if not isinstance(values, dict):
         raise _damaged(path, f"holds a {type(values).__name__}", "a JSON object")
@@ -326,21 +353,24 @@ def _read_movie_map(path: Path) -> tuple[tuple[Movie, ...], NDArray[np.float32]]
     """Read the titles with the csv module: the service needs no pandas for it."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            header, *rows = csv.reader(file, strict=True)
+        if header != list(MOVIE_COLUMNS):
+            raise ValueError(f"columns {', '.join(header)}")
         movies = tuple(
             Movie(
-                movie_id=int(row["movie_id"]),
-                title=row["title"],
-                genres=tuple(row["genres"].split("|")) if row["genres"] else (),
-                year=int(row["year"]) if row["year"] else None,
-                imdb_id=row["imdb_id"],
-                tmdb_id=row["tmdb_id"],
+                movie_id=int(movie_id),
+                title=title,
+                genres=tuple(genres.split("|")) if genres else (),
+                year=int(year) if year else None,
+                imdb_id=imdb_id,
+                tmdb_id=tmdb_id,
             )
-            for row in rows
+            for movie_id, title, genres, year, imdb_id, tmdb_id, _popularity in rows
         )
-        return movies, np.array([row["popularity"] for row in rows], dtype=np.float32)
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise _damaged(path, repr(error), f"columns {', '.join(MOVIE_COLUMNS)}") from error
+        popularity = np.array([int(row[-1]) for row in rows], dtype=np.float32)
+    except (ValueError, OSError, csv.Error) as error:
+        raise _damaged(path, str(error), f"columns {', '.join(MOVIE_COLUMNS)}") from error
+    return movies, popularity
 
 
 def _damaged(path: Path, found: str, expected: str) -> ArtifactError:

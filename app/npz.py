@@ -6,6 +6,7 @@ copy in the page cache. Alignment is not cosmetic: BLAS on unaligned maps is sev
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
             member.extra = _padding(file.tell(), member.filename)
             # Always zip64, so that the header has one length whatever the size of the array.
             with archive.open(member, "w", force_zip64=True) as stream:
-                npy_format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+                npy_format.write_array(stream, np.asarray(array, order="C"), allow_pickle=False)
 
 
 def _padding(header_offset: int, filename: str) -> bytes:
@@ -59,12 +60,17 @@ def map_npz(path: Path) -> dict[str, NDArray[Any]]:
     ------
     ValueError
         If the file is no zip, is compressed, or holds something else than plain arrays.
+    OSError
+        If the file cannot be opened.
     """
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            return {info.filename.removesuffix(".npy"): _map_member(path, file, info) for info in archive.infolist()}
-    except (zipfile.BadZipFile, struct.error, EOFError, OverflowError) as error:
-        raise ValueError(f"not a readable npz file ({error})") from error
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+            return {info.filename.removesuffix(".npy"): _map_member(path, file, info) for info in members}
+        # A damaged byte makes zipfile, struct and numpy's header parser raise nearly anything.
+        except Exception as error:
+            raise ValueError(f"not a readable npz file ({type(error).__name__}: {error})") from error
 
 
 def _map_member(path: Path, file: Any, info: zipfile.ZipInfo) -> NDArray[Any]:
@@ -73,11 +79,16 @@ def _map_member(path: Path, file: Any, info: zipfile.ZipInfo) -> NDArray[Any]:
     file.seek(info.header_offset)
     n_name, n_extra = struct.unpack("<HH", file.read(_LOCAL_HEADER_BYTES)[26:30])
     file.seek(info.header_offset + _LOCAL_HEADER_BYTES + n_name + n_extra)
+    start = file.tell()
     version = npy_format.read_magic(file)
-    read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-    shape, fortran_order, dtype = read_header(file)
+    if version != (1, 0):
+        raise ValueError(f"member {info.filename} has npy version {version}; expected (1, 0)")
+    shape, fortran_order, dtype = npy_format.read_array_header_1_0(file)
     if dtype.hasobject:
         raise ValueError(f"member {info.filename} holds pickled objects; only plain arrays are data")
-    if 0 in shape:
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if file.tell() - start + n_bytes != info.file_size:
+        raise ValueError(f"member {info.filename} has {info.file_size} bytes, too many or too few for {dtype} {shape}")
+    if n_bytes == 0:
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, mode="r", offset=file.tell(), shape=shape, order="F" if fortran_order else "C")

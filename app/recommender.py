@@ -83,7 +83,7 @@ class Recommender:
         ids = np.array(list(dict.fromkeys(liked)), dtype=np.int64)
         found = self.model.items.index(ids)
         ignored = tuple(ids[found == UNKNOWN].tolist())
-        seeds = found[found != UNKNOWN]
+        seeds = np.sort(found[found != UNKNOWN])  # sorted, so that the answer depends on no order
         if len(seeds) == 0:
             return self._rank("popular", self.model.popularity, seeds, k, ignored)
         scores = self.model.factors.item_factors @ self.fold_in(seeds)

@@ -7,33 +7,47 @@ complete version.
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from app.artifacts import LoadedModel, TrainedModel, load_version, read_manifest, verify_version, write_version
+from app.artifacts import LoadedModel, TrainedModel, load_version, read_manifest, write_version
 from app.core import SYNTHETIC
 from app.errors import ArtifactError, NoModelError
 
 CURRENT, HISTORY, VERSIONS = "CURRENT", "HISTORY", "versions"
 _TEMPORARY_PREFIX = ".tmp-"
 _LOCK = ".lock"
+_VERSION_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 
 
 def current_version(artifacts_dir: Path) -> str | None:
-    """Return the id of the active version, None if nothing is published."""
+    """Return the id of the active version, None if nothing is published.
+
+    Raises
+    ------
+    ArtifactError
+        If CURRENT cannot be read, or holds something else than the id of a version.
+    """
+    path = artifacts_dir / CURRENT
     try:
-        return (artifacts_dir / CURRENT).read_text(encoding="ascii").strip() or None
+        version = path.read_text(encoding="ascii").strip()
+        if not _VERSION_ID.fullmatch(version):
+            raise ValueError(f"holds {version[:40]!r}")
     except FileNotFoundError:
         return None
+    except (ValueError, OSError) as error:
+        raise ArtifactError(
+            f"{path}: {error}; expected one line, the id of a version. Train again (python train_als.py), or write "
+            f"the name of a folder of {artifacts_dir / VERSIONS} into it."
+        ) from error
+    return version
 
 
 def current_manifest(artifacts_dir: Path) -> dict[str, Any] | None:
@@ -72,9 +86,9 @@ def publish(artifacts_dir: Path, model: TrainedModel, why: str = "trained") -> P
 
     A model of synthetic data never becomes active in place of one of real data; it is published beside it.
 
-    The files are written to a temporary folder beside ``versions/``, flushed to the disk, verified, and renamed into
-    place; only then does CURRENT move. One publisher works at a time; the lock is the operating system's and dies
-    with its owner.
+    The files are written to a temporary folder beside ``versions/``, flushed to the disk, loaded as the service would,
+    and renamed into place; only then does CURRENT move. What an earlier publisher that died left undone is finished
+    first. One publisher works at a time; the lock is the operating system's and dies with its owner.
 
     Parameters
     ----------
@@ -91,20 +105,23 @@ def publish(artifacts_dir: Path, model: TrainedModel, why: str = "trained") -> P
     Raises
     ------
     ArtifactError
-        If the folder cannot be written, the disk is full, or what was written cannot be read back. The active version
-        is untouched then.
+        If the folder cannot be written, the disk is full, or what was written cannot be loaded. What was published
+        before is untouched then.
     """
     try:
         (artifacts_dir / VERSIONS).mkdir(parents=True, exist_ok=True)
         with FileLock(artifacts_dir / _LOCK):
-            _remove_leftovers(artifacts_dir)
-            version = _write(artifacts_dir, model)
-            activated = _may_activate(artifacts_dir, model.dataset)
-            if activated:
-                _activate(artifacts_dir, version, why)
+            _finish_interrupted(artifacts_dir)
+            try:
+                version = _write(artifacts_dir, model)
+                activated = _may_activate(artifacts_dir, model.dataset)
+                if activated:
+                    _activate(artifacts_dir, version, why)
+            finally:
+                _remove_leftovers(artifacts_dir)
     except OSError as error:
         raise ArtifactError(
-            f"cannot publish to {artifacts_dir}: {error}. The active version is unchanged. "
+            f"cannot publish to {artifacts_dir}: {error}. What was published before is untouched. "
             "Check free space and permissions, or choose another folder with --artifacts-dir."
         ) from error
     return Published(version, artifacts_dir / VERSIONS / version, activated)
@@ -121,31 +138,67 @@ def _may_activate(artifacts_dir: Path, dataset: str) -> bool:
 
 
 def _write(artifacts_dir: Path, model: TrainedModel) -> str:
-    """Write, flush and verify a version in a temporary folder, then rename it into place."""
+    """Write, flush and load a version in a temporary folder, then rename it into place."""
     now = datetime.now(UTC)
-    with _temporary_folder(artifacts_dir) as temporary:
-        digest = write_version(temporary, model, trained_at=now.isoformat(timespec="seconds"))
-        version = f"{now:%Y%m%dT%H%M%SZ}-{digest}"
-        for path in temporary.iterdir():
-            _flush(path)
-            path.chmod(0o444)
-        _flush(temporary)
-        verify_version(temporary)
-        target = artifacts_dir / VERSIONS / version
-        if not target.exists():  # the same second and the same content: it is already there
-            temporary.chmod(0o755)
-            temporary.rename(target)
-            _flush(target.parent)
+    temporary = artifacts_dir / f"{_TEMPORARY_PREFIX}version"
+    temporary.mkdir()
+    digest = write_version(temporary, model, trained_at=now.isoformat(timespec="seconds"))
+    version = _unused_name(artifacts_dir, now, digest)
+    for path in temporary.iterdir():
+        _flush(path)
+        path.chmod(0o444)
+    # A version's name states its content, so it is loaded under a name that ends like the final one.
+    temporary = temporary.rename(artifacts_dir / f"{_TEMPORARY_PREFIX}{version}")
+    _flush(temporary)
+    load_version(temporary)
+    temporary.rename(artifacts_dir / VERSIONS / version)
+    _flush(artifacts_dir / VERSIONS)
     return version
+
+
+def _unused_name(artifacts_dir: Path, moment: datetime, digest: str) -> str:
+    """Name a version; equal content within a second, perhaps of a version that is damaged, gets a later second."""
+    while (artifacts_dir / VERSIONS / (name := f"{moment:%Y%m%dT%H%M%SZ}-{digest}")).exists():
+        moment += timedelta(seconds=1)
+    return name
 
 
 def _activate(artifacts_dir: Path, version: str, why: str) -> None:
     _replace_text(artifacts_dir / CURRENT, f"{version}\n")
-    with (artifacts_dir / HISTORY).open("a", encoding="utf-8") as file:
-        file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}\t{version}\t{why}\n")
+    _record(artifacts_dir, version, why)
+    _refresh_flat_view(artifacts_dir, version)
+
+
+def _finish_interrupted(artifacts_dir: Path) -> None:
+    """Remove, record and link what a publisher that died left behind; we hold the lock, so nobody is still at it."""
+    _remove_leftovers(artifacts_dir)
+    try:
+        version = current_version(artifacts_dir)
+    except ArtifactError:
+        return  # nothing can be said about what is active; publishing puts it right
+    if version is None or not (artifacts_dir / VERSIONS / version).is_dir():
+        return
+    last = _read_history(artifacts_dir).splitlines()[-1:]
+    if not last or version not in last[0].split("\t"):
+        _record(artifacts_dir, version, "recovered")
+    _refresh_flat_view(artifacts_dir, version)
+
+
+def _record(artifacts_dir: Path, version: str, why: str) -> None:
+    """Append a line to HISTORY, on a new line even if the last writer died within one."""
+    history = _read_history(artifacts_dir)
+    start = "\n" if history and not history.endswith("\n") else ""
+    with (artifacts_dir / HISTORY).open("a", encoding="utf-8", newline="\n") as file:
+        file.write(f"{start}{datetime.now(UTC).isoformat(timespec='seconds')}\t{version}\t{why}\n")
         file.flush()
         os.fsync(file.fileno())
-    _refresh_flat_view(artifacts_dir, version)
+
+
+def _read_history(artifacts_dir: Path) -> str:
+    try:
+        return (artifacts_dir / HISTORY).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _refresh_flat_view(artifacts_dir: Path, version: str) -> None:
@@ -154,7 +207,8 @@ def _refresh_flat_view(artifacts_dir: Path, version: str) -> None:
     for name in names:
         _replace_link(artifacts_dir / name, Path(VERSIONS) / version / name)
     for path in artifacts_dir.iterdir():
-        if path.is_symlink() and path.name not in names:  # a file that only an earlier version had
+        # A file that only an earlier version had. Other links are not ours: versions/ itself may be one.
+        if path.name not in names and path.is_symlink() and path.readlink().parts[0] == VERSIONS:
             path.unlink()
 
 
@@ -164,8 +218,7 @@ def _replace_link(link: Path, target: Path) -> None:
     try:
         temporary.symlink_to(target)
     except OSError:
-        source = link.parent / target
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, temporary)
+        shutil.copyfile(link.parent / target, temporary)
     temporary.replace(link)
 
 
@@ -188,17 +241,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _temporary_folder(artifacts_dir: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=artifacts_dir))
-    try:
-        yield folder
-    finally:
-        _remove(folder)
-
-
 def _remove_leftovers(artifacts_dir: Path) -> None:
-    """Remove what a killed publisher left; we hold the lock, so nobody is still writing it."""
     for path in artifacts_dir.glob(f"{_TEMPORARY_PREFIX}*"):
         _remove(path)
 

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -34,11 +33,21 @@ def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the application a problem."""
+    """Make every error of the application a problem, and describe problems in its OpenAPI document."""
     app.add_exception_handler(RecommenderError, _on_domain_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_fault)
+    describe = app.openapi
+
+    def describe_with_problems() -> dict[str, Any]:
+        """FastAPI lists only the schemas of JSON answers, and would document ours as application/json."""
+        document = describe()
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= {**problem.pop("$defs"), "Problem": problem}
+        return document
+
+    app.openapi = describe_with_problems  # type: ignore[method-assign]
 
 
 async def _on_domain_error(_request: Request, error: Exception) -> JSONResponse:
@@ -57,7 +66,7 @@ async def _on_invalid_parameter(_request: Request, error: Exception) -> JSONResp
             "in": str(entry["loc"][0]),
             "detail": str(entry["msg"]).removeprefix("Value error, "),
         }
-        for entry in jsonable_encoder(error.errors())
+        for entry in error.errors()
     ]
     detail = "; ".join(f"{entry['parameter']}: {entry['detail']}" for entry in found)
     return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, kind="invalid-parameter", errors=found)

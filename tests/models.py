@@ -1,0 +1,159 @@
+"""Small models made by hand, and the service in this process: what several rooms' tests build on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+from fastapi import FastAPI
+
+from app.als import AlsConfig, Factors
+from app.artifacts import MANIFEST, LoadedModel, Movie, TrainedModel, build_history, content_digest
+from app.core import IdMap, build_user_items, positives
+
+BIG_USER, BIG_MOVIE = 2**62 + 1, 2**53 + 1  # ids that a float64 or int32 would change
+
+# user_id, movie_id, rating. User 7 likes nothing; nobody likes movie 99, so it is outside the catalogue.
+RATINGS = (
+    (1, 1, 5.0),
+    (1, 2, 4.0),
+    (1, 5, 2.0),
+    (2, 1, 4.5),
+    (2, 3, 5.0),
+    (2, 99, 1.0),
+    (7, 1, 1.0),
+    (7, 3, 3.5),
+    (9, 2, 4.0),
+    (9, 3, 4.0),
+    (9, 5, 4.0),
+    (9, 10, 4.0),
+    (BIG_USER, BIG_MOVIE, 5.0),
+    (BIG_USER, 1, 4.0),
+)
+# movie_id: title, genres, year, imdb_id, tmdb_id
+MOVIES: dict[int, tuple[str, str, int | None, str, str]] = {
+    1: ("Toy Story (1995)", "Adventure|Animation|Children", 1995, "0114709", "862"),
+    2: ('Good, the Bad and the "Ugly", The (1966)', "Western", 1966, "0060196", ""),
+    3: ("Amélie (Fabuleux destin d'Amélie Poulain, Le) (2001)", "", 2001, "", "194"),
+    5: ("Ψ|天 no year", "Drama", None, "", ""),
+    10: ("NA", "Sci-Fi|Film-Noir", 2000, "", ""),
+}
+
+
+def make_model(
+    ratings: Sequence[tuple[int, int, float]] = RATINGS,
+    *,
+    factors: int = 4,
+    random_state: int = 0,
+    dataset: str = "hand-made",
+) -> TrainedModel:
+    """Make a model of these ratings, in the order of their time, with random factors."""
+    rated = pd.DataFrame(ratings, columns=["user_id", "movie_id", "rating"])
+    rated = rated.astype({"user_id": np.int64, "movie_id": np.int64, "rating": np.float32})
+    rated["timestamp"] = np.arange(len(rated), dtype=np.int64)
+    liked = positives(rated)
+    users, items = IdMap.of(rated["user_id"]), IdMap.of(liked["movie_id"])
+    config = AlsConfig(factors=factors)
+    rng = np.random.default_rng(random_state)
+    user_items = build_user_items(liked, users, items)
+    return TrainedModel(
+        users=users,
+        items=items,
+        factors=Factors(
+            rng.normal(size=(len(users), factors)).astype(np.float32),
+            rng.normal(size=(len(items), factors)).astype(np.float32),
+        ),
+        confidence=user_items * config.alpha,
+        history=build_history(rated, users, items),
+        movies=pd.DataFrame(
+            [
+                (movie_id, *MOVIES.get(movie_id, (f"Movie {movie_id}", "Drama", None, "", "")))
+                for movie_id in items.ids.tolist()
+            ],
+            columns=["movie_id", "title", "genres", "year", "imdb_id", "tmdb_id"],
+        ).astype({"year": "Int64"}),
+        config={"model": "ALS", "als": asdict(config), "min_rating": 4.0},
+        metrics={"stage": "none", "protocols": {}},
+        dataset=dataset,
+        fingerprint=hashlib.sha256(repr(ratings).encode()).hexdigest(),
+    )
+
+
+def in_memory(model: TrainedModel) -> LoadedModel:
+    """Give a trained model the shape that the service works with, without any file between."""
+    rows = model.movies.astype({"year": object}).itertuples(index=False)
+    return LoadedModel(
+        version="in memory",
+        manifest={},
+        als_config=AlsConfig.of(model.config["als"]),
+        users=model.users,
+        items=model.items,
+        factors=model.factors,
+        positives_indptr=model.confidence.indptr,
+        positives_items=model.confidence.indices,
+        history=model.history,
+        movies=tuple(
+            Movie(
+                movie_id=row.movie_id,
+                title=row.title,
+                genres=tuple(row.genres.split("|")) if row.genres else (),
+                year=None if pd.isna(row.year) else row.year,
+                imdb_id=row.imdb_id,
+                tmdb_id=row.tmdb_id,
+            )
+            for row in rows
+        ),
+        popularity=np.bincount(model.confidence.indices, minlength=len(model.items)).astype(np.float32),
+    )
+
+
+def forge(folder: Path, into: Path, change: Callable[[Path], object]) -> Path:
+    """Copy a version into ``into``, change its files, and make its checksums and its name right again."""
+    copy = into / "forged"
+    shutil.copytree(folder, copy)
+    for path in copy.iterdir():
+        path.chmod(0o644)
+    change(copy)
+    manifest = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"] = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
+        for path in copy.iterdir()
+        if path.name != MANIFEST
+    }
+    (copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    return copy.rename(into / f"20200101T000000Z-{content_digest(manifest['files'])}")
+
+
+@contextmanager
+def serve(app: FastAPI) -> Iterator[Callable[..., httpx.Response]]:
+    """Start the application in this process; yields ``request(url, method="GET")``."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    with asyncio.Runner() as runner:
+        lifespan = app.router.lifespan_context(app)
+        runner.run(_enter(lifespan))
+
+        def request(url: str, method: str = "GET", **options: Any) -> httpx.Response:
+            async def send() -> httpx.Response:
+                async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+                    return await client.request(method, url, **options)
+
+            return runner.run(send())
+
+        try:
+            yield request
+        finally:
+            runner.run(lifespan.__aexit__(None, None, None))
+
+
+async def _enter(lifespan: Any) -> None:
+    await lifespan.__aenter__()

@@ -104,14 +104,6 @@ class ParameterProblem(BaseModel):
 class Problem(BaseModel):
     """An error, as RFC 9457 describes it."""
 
-    model_config = _example(
-        type="urn:movie-recommender:problem:unknown-user",
-        title="Unknown user",
-        status=404,
-        detail="user_id 999 has no rating in this model's data; for new users, name a few movies that they like: "
-        "/recommend_cold?liked=1,2,3",
-    )
-
     type: str
     title: str
     status: int

@@ -370,9 +370,10 @@ def test_problems_are_documented_as_problems(openapi: dict[str, Any], path: str,
     responses = openapi["paths"][path]["get"]["responses"]
     assert responses.keys() == statuses
     for status in statuses - {"200"}:
-        assert responses[status]["content"] == {
-            "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
-        }
+        assert responses[status]["content"].keys() == {"application/problem+json"}
+        described = responses[status]["content"]["application/problem+json"]
+        assert described["schema"] == {"$ref": "#/components/schemas/Problem"}
+        assert described["example"]["status"] == int(status)
 
 
 def test_the_described_problem_is_the_one_that_is_sent(get: Get, openapi: dict[str, Any]) -> None:
@@ -388,7 +389,7 @@ def test_every_documented_example_works(get: Get, openapi: dict[str, Any]) -> No
         query = {
             parameter["name"]: example_of(parameter)
             for parameter in operations["get"].get("parameters", [])
-            if parameter["required"] or "example" in parameter
+            if parameter["required"] or "example" in parameter or "examples" in parameter
         }
         response = get(path, params=query)
         assert response.status_code == 200, (path, query, response.text)
@@ -402,7 +403,7 @@ def test_every_documented_example_works(get: Get, openapi: dict[str, Any]) -> No
 
 
 def example_of(parameter: dict[str, Any]) -> str:
-    value = parameter["example"] if "example" in parameter else parameter["schema"]["examples"][0]
+    value = parameter["example"] if "example" in parameter else next(iter(parameter["examples"].values()))["value"]
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import Query
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.models import Example
 from pydantic import BeforeValidator, Field
 
 MAX_ID = 2**63 - 1
@@ -66,18 +67,19 @@ def _shorten(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:40]}… ({len(text)} characters)"
 
 
+_EXAMPLE: dict[str, Example] = {"user 1": {"value": 1}}  # on the parameter: Swagger UI fills in no schema example
 # The bounds stand inside the parser, for the documentation: the parser has already refused everything else.
 UserId = Annotated[
     int,
     Field(ge=1),
     BeforeValidator(parse_id),
-    Query(description="A user of the training data.", json_schema_extra={"format": "int64"}, examples=[1]),
+    Query(description="A user of the training data.", json_schema_extra={"format": "int64"}, openapi_examples=_EXAMPLE),
 ]
 K = Annotated[
     int,
     Field(ge=1, le=MAX_K),
     BeforeValidator(parse_k),
-    Query(description="How many movies to list; fewer come back where fewer are left.", examples=[10]),
+    Query(description="How many movies to list; fewer come back where fewer are left."),
 ]
 # FastAPI has no word for "form, explode: false", so the parameter is hidden from its schema and described by hand.
 LikedValues = Annotated[list[str], Query(alias="liked", include_in_schema=False)]

@@ -19,6 +19,17 @@ _STATUS: dict[type[RecommenderError], tuple[HTTPStatus, str]] = {
     UnknownUserError: (HTTPStatus.NOT_FOUND, "unknown-user"),
     ArtifactError: (HTTPStatus.SERVICE_UNAVAILABLE, "no-model"),
 }
+_EXAMPLES = {
+    HTTPStatus.NOT_FOUND: ("unknown-user", str(UnknownUserError(999_999))),
+    HTTPStatus.UNPROCESSABLE_ENTITY: (
+        "invalid-parameter",
+        "k: expected a whole number from 1 to 100, in decimal digits, got '0'",
+    ),
+    HTTPStatus.SERVICE_UNAVAILABLE: (
+        "no-model",
+        "no model is loaded: no model is published in artifacts. Make one: python train_als.py",
+    ),
+}
 
 
 def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
@@ -26,7 +37,12 @@ def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     return {
         int(status): {
             "description": status.phrase,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {
+                MEDIA_TYPE: {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "example": _describe(status, _EXAMPLES[status][1], kind=_EXAMPLES[status][0]),
+                }
+            },
         }
         for status in statuses
     }
@@ -94,6 +110,13 @@ def _problem(
     errors: list[dict[str, str]] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
+    body = _describe(status, detail, kind=kind, errors=errors)
+    return JSONResponse(body, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def _describe(
+    status: HTTPStatus, detail: str, *, kind: str | None = None, errors: list[dict[str, str]] | None = None
+) -> dict[str, Any]:
     problem = Problem.model_validate(
         {
             "type": f"urn:movie-recommender:problem:{kind}" if kind else "about:blank",
@@ -103,6 +126,4 @@ def _problem(
             "errors": errors,
         }
     )
-    return JSONResponse(
-        problem.model_dump(exclude_none=True, by_alias=True), status, headers=dict(headers or {}), media_type=MEDIA_TYPE
-    )
+    return problem.model_dump(exclude_none=True, by_alias=True)

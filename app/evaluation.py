@@ -22,7 +22,7 @@ from app.ranking import EXCLUDED, PADDING, top_k
 CUTOFFS = (5, 10, 20)
 DEPTH = 100  # length of the exported lists
 N_RESAMPLES = 1_000
-_BLOCK_CELLS = 1 << 20  # scores held at once; with their sort keys some 30 MiB
+_BLOCK_CELLS = 1 << 19  # scores held at once; with their sort keys some 15 MiB, which caches still hold
 
 DEFINITIONS = {
     "recall@k": "relevant movies among the first k / relevant movies: with one held-out movie, 1 if it is there",

@@ -33,18 +33,18 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     if n_found < scores.shape[1]:
         keys.partition(n_found - 1, axis=1)
     best = np.sort(keys[:, :n_found], axis=1)
-    items = (best & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    items = best & 0xFFFFFFFF
     items[np.take_along_axis(scores, items, axis=1) == EXCLUDED] = PADDING
     if n_found == k:
         return items
     return np.pad(items, ((0, 0), (0, k - n_found)), constant_values=PADDING)
 
 
-def _sort_keys(scores: NDArray[np.float32]) -> NDArray[np.uint64]:
+def _sort_keys(scores: NDArray[np.float32]) -> NDArray[np.int64]:
     """Pack (falling score, rising index) into one integer, so that keys are unique and ties cannot move."""
-    bits = (scores + np.float32(0.0)).view(np.uint32)  # adding 0 turns −0.0 into 0.0: equal scores, equal bits
-    # IEEE 754 orders like its bits when positive and in reverse when negative; this makes the falling order rise.
-    keys = np.where(bits >> 31, bits, bits ^ np.uint32(0x7FFFFFFF)).astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= np.arange(scores.shape[1], dtype=np.uint64)
+    bits = (np.float32(0.0) - scores).view(np.int32)  # falling becomes rising; 0 − x also makes 0.0 of both zeros
+    # IEEE 754 numbers order like their bits when positive, and in reverse when negative: turn those around.
+    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
+    keys = bits.astype(np.int64) << 32
+    keys |= np.arange(scores.shape[1])
     return keys

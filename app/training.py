@@ -218,7 +218,8 @@ class Training:
         if not published.activated:
             screen.announce("NOT ACTIVATED", _NOT_ACTIVATED_NOTICE)
         screen.say(f"\nDone in {sum(self.seconds.values()):.1f} s. Next:")
-        screen.say("  uvicorn app.main:app                    then open http://127.0.0.1:8000/docs")
+        place = "" if options.artifacts_dir == Path("artifacts") else f"RECS_ARTIFACTS_DIR={options.artifacts_dir} "
+        screen.say(f"  {place}uvicorn app.main:app     then open http://127.0.0.1:8000/docs")
         screen.say(f'  curl "http://127.0.0.1:8000/recommend?user_id={model.users.ids[0]}&k=5"')
         return published
 

@@ -49,8 +49,8 @@ class AlsConfig:
         ``auto`` takes a CUDA device if there is one. On a GPU, results are not repeatable to the bit.
     """
 
-    # Of 120 settings on validation (ml-latest-small, protocol rated, 3 seeds: `python benchmarks/grid.py`) the best with
-    # 64 factors: NDCG@20 .0808, the reference .0728. 128 factors with alpha 3 gain .0005, for twice the memory.
+    # Of 120 settings on validation (ml-latest-small, protocol rated, 3 seeds: `python benchmarks/grid.py`) the best
+    # with 64 factors: NDCG@20 .0808, the reference .0728. 128 factors with alpha 3 gain .0005, for twice the memory.
     factors: int = 64
     regularization: float = 10.0
     alpha: float = 7.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from app.main import create_app
 from app.settings import Settings
@@ -51,3 +53,16 @@ def test_local_links_resolve() -> None:
     assert targets
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+def test_results_are_those_of_the_code(movielens_dir: Path, tmp_path: Path) -> None:
+    arguments = ["--data-dir", str(movielens_dir), "--artifacts-dir", str(tmp_path), "--json"]
+    measured = json.loads(CliRunner().invoke(cli, arguments).stdout)["metrics"]["protocols"]
+    tables = [table for table in README.split("\n\n") if table.startswith("| model | Recall@10 |")]
+    assert len(tables) == 2
+    for table, protocol in zip(tables, ("rated", "positives"), strict=True):
+        rows = {row.split("|")[1].strip(): row.split("|")[2:6] for row in table.splitlines()}
+        for name, model in (("ALS, default", "als"), ("most popular", "popular"), ("random", "random")):
+            printed = [float(cell.split()[0]) for cell in rows[name]]
+            found = [measured[protocol][model][metric] for metric in ("recall@10", "recall@20", "ndcg@10", "ndcg@20")]
+            assert printed == pytest.approx(found, abs=0.002)

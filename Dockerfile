@@ -1,6 +1,8 @@
 # Build:  docker build -t movie-recommender .
 # Train:  docker run --rm -v recs:/srv/artifacts movie-recommender python train_als.py
+#         with your own data:  -v /path/to/ratings:/data:ro -e MOVIELENS_DIR=/data
 # Serve:  docker run --rm -p 8000:8000 -v recs:/srv/artifacts movie-recommender
+# A folder mounted in place of the volume must be writable by uid 10001 for training.
 
 FROM python:3.13-slim AS build
 COPY requirements.txt .

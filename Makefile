@@ -40,17 +40,20 @@ format: $(VENV)/.dev     ## Format the code and mend what ruff can mend
 clean:           ## Remove the environment and caches; data and models stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-$(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
-	@echo "Creating $(VENV) with $(PYTHON) ..."
-	@$(PYTHON) -m venv $(VENV)
+# An environment whose making was interrupted has no pip, and is made anew.
+$(VENV)/.created:
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }; \
+		echo "Creating $(VENV) with $(PYTHON) ..."; \
+		$(PYTHON) -m venv --clear $(VENV); }
+	@touch $@
 
-$(VENV)/.runtime: requirements.txt | $(BIN)/python
+$(VENV)/.runtime: requirements.txt | $(VENV)/.created
 	@echo "Installing requirements.txt (about a minute the first time) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt requirements.txt | $(BIN)/python
+$(VENV)/.dev: requirements-dev.txt requirements.txt | $(VENV)/.created
 	@echo "Installing requirements-dev.txt ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(VENV)/.runtime

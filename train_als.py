@@ -23,7 +23,7 @@ from app.core import MIN_RATING
 from app.datasets.locate import DATASETS
 from app.errors import ArtifactError, ConfigError, RecommenderError
 from app.settings import Settings
-from app.training import Evaluate, Options, Training, model_is_up_to_date
+from app.training import Evaluate, Options, Training, find_up_to_date
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NOT_ACTIVATED = 1, 2, 3
 
@@ -136,7 +136,6 @@ def main(
     activated.
     """
     screen = Screen(quiet=quiet or as_json)
-    warnings.showwarning = lambda message, *_args, **_kwargs: screen.warn(str(message))
     try:
         settings = Settings()
         config = _from_preset(
@@ -163,20 +162,34 @@ def main(
             movielens_dir=settings.movielens_dir,
             movielens_url=settings.movielens_url,
         )
-        if if_needed and model_is_up_to_date(options):
-            screen.done(f"A model is published in {options.artifacts_dir}; nothing to train")
+        if if_needed and (model := find_up_to_date(options, screen)):
+            screen.done(f"Version {model.version} ({model.manifest['dataset']}) is published; nothing to train")
+            if as_json:
+                _print_json({"version": model.version, "trained": False})
             return
-        result = Training(options, screen, show_progress=not (quiet or as_json)).run()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_args, **_kwargs: screen.warn(str(message))
+            result = Training(options, screen, show_progress=not (quiet or as_json)).run()
     except (RecommenderError, ValidationError) as error:
         screen.error(str(error))
         raise typer.Exit(EXIT_FAILED if isinstance(error, ArtifactError) else EXIT_BAD_INPUT) from error
     if as_json:
-        print(json.dumps(result, indent=2))  # noqa: T201 - the one line of output that --json promises
+        _print_json({**result, "trained": True})
     if not result["activated"]:
         raise typer.Exit(EXIT_NOT_ACTIVATED)
+    if not if_needed:  # who asks for this goes on to serve by itself
+        place = (
+            "" if options.artifacts_dir == Path("artifacts") else f"  with RECS_ARTIFACTS_DIR={options.artifacts_dir}"
+        )
+        screen.say(f"\nNext:  python -m uvicorn app.main:app{place}")
+        screen.say("       then open http://127.0.0.1:8000/docs")
 
 
-cli = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
+def _print_json(result: dict[str, Any]) -> None:
+    print(json.dumps(result, indent=2))  # noqa: T201 - the one output that --json promises
+
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 cli.command()(main)
 
 if __name__ == "__main__":

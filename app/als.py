@@ -120,13 +120,18 @@ def fit_als(user_items: sp.csr_matrix, config: AlsConfig, on_iteration: Callable
     _check_user_items(user_items, config.alpha)
     # Before the limit below: implicit loads another BLAS, and a limit holds only for what is loaded already.
     create_model = _import_implicit(config)
+    from implicit.recommender_base import ModelFitError
+
     # Around the constructor too, which is where implicit checks. Its own threads already use the cores.
     with threadpool_limits(1, "blas"):
         model = create_model()
         # implicit solves rows first, then columns. Items as rows puts users last in each iteration
         # (docs/decisions/0001).
         item_users = (user_items * np.float32(config.alpha)).T.tocsr()
-        model.fit(item_users, show_progress=False, callback=_per_iteration(on_iteration))
+        try:
+            model.fit(item_users, show_progress=False, callback=_per_iteration(on_iteration))
+        except ModelFitError as error:
+            raise ConfigError(f"the factors overflow with {config}; use a smaller alpha") from error
     return Factors(user_factors=_to_array(model.item_factors), item_factors=_to_array(model.user_factors))
 
 
@@ -204,7 +209,7 @@ def _import_implicit(config: AlsConfig) -> Callable[[], Any]:
         "iterations": config.iterations,
         "random_state": int(config.random_state),  # a RandomState object breaks implicit's seeding
     }
-    if _use_gpu(config.device):
+    if uses_gpu(config.device):
         from implicit.gpu.als import AlternatingLeastSquares as GpuAls
 
         return lambda: GpuAls(**options)
@@ -213,7 +218,8 @@ def _import_implicit(config: AlsConfig) -> Callable[[], Any]:
     return lambda: CpuAls(**options, num_threads=config.num_threads)
 
 
-def _use_gpu(device: Device) -> bool:
+def uses_gpu(device: Device) -> bool:
+    """Tell whether a fit would run on a GPU; ConfigError if one is asked for and there is none."""
     if device == "cpu":
         return False
     import implicit.gpu

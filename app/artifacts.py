@@ -240,9 +240,9 @@ def verify_version(folder: Path) -> dict[str, Any]:
     for name, stated in manifest["files"].items():
         path = folder / name
         expected = f"{stated['size']} bytes, SHA-256 {stated['sha256']}"
-        if not path.is_file():
-            raise _damaged(path, "is missing", expected)
         try:
+            if not path.is_file():
+                raise _damaged(path, "is missing", expected)
             found = _describe(path)
         except OSError as error:
             raise _damaged(path, str(error), expected) from error
@@ -368,7 +368,7 @@ def _read_movie_map(path: Path) -> tuple[tuple[Movie, ...], NDArray[np.float32]]
             for movie_id, title, genres, year, imdb_id, tmdb_id, _popularity in rows
         )
         popularity = np.array([int(row[-1]) for row in rows], dtype=np.float32)
-    except (ValueError, OSError, csv.Error) as error:
+    except (ValueError, OverflowError, OSError, csv.Error) as error:
         raise _damaged(path, str(error), f"columns {', '.join(MOVIE_COLUMNS)}") from error
     return movies, popularity
 

@@ -33,10 +33,10 @@ class Screen:
         self._out.print(f"[bold]\\[{number}/{N_STEPS}][/bold] {text}...")
 
     def done(self, text: str) -> None:
-        self._out.print(f"  [green]✓[/green] {text}", soft_wrap=True)
+        self._out.print(Text.assemble(("  ✓ ", "green"), text), soft_wrap=True)
 
     def skipped(self, reason: str) -> None:
-        self._out.print(f"  [dim]– skipped: {reason}[/dim]")
+        self._out.print(Text(f"  – skipped: {reason}", style="dim"))
 
     def warn(self, text: str) -> None:
         self._err.print(Text.assemble(("  ! Warning: ", "yellow"), text), soft_wrap=True)
@@ -46,7 +46,7 @@ class Screen:
 
     def announce(self, title: str, text: str) -> None:
         """Say something that nobody may miss, whatever the verbosity."""
-        self._err.print(Panel(text, title=title, border_style="bold yellow", style="yellow"))
+        self._err.print(Panel(Text(text), title=title, border_style="bold yellow", style="yellow"))
 
     def say(self, text: str = "") -> None:
         self._out.print(text, soft_wrap=True, markup=False)

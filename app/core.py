@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
+from app.datasets.locate import SYNTHETIC
 from app.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from app.datasets.locate import Source
 
 MIN_RATING = 4.0  # a rating of at least this is a positive
-SYNTHETIC = "synthetic"  # the name of generated data, wherever a data set is named
 UNKNOWN = -1  # the index of an id that a map does not hold
 
 
@@ -117,9 +117,9 @@ def load(source: Source, *, n_ratings: int = 100_000, random_state: int = 42) ->
     movies, n_untitled = _complete_movies(raw.movies, raw.links, ratings)
     warnings = [*source.warnings, *raw.warnings]
     if n_duplicates:
-        warnings.append(f"{n_duplicates:,} ratings repeat a (user, movie) pair: the latest of each pair was kept")
+        warnings.append(f"ratings that repeat a (user, movie) pair: {n_duplicates:,}; the latest of each pair was kept")
     if n_untitled:
-        warnings.append(f"{n_untitled:,} movies have ratings but no title in movies.csv: they are titled by their id")
+        warnings.append(f"rated movies without a title in movies.csv: {n_untitled:,}; they are titled by their id")
     return Dataset(name, ratings, movies, raw.fingerprint, tuple(warnings))
 
 
@@ -140,7 +140,7 @@ def _complete_movies(movies: pd.DataFrame, links: pd.DataFrame, ratings: pd.Data
     untitled = table["title"] == ""
     table.loc[untitled, "title"] = "Movie " + table.loc[untitled, "movie_id"].astype(str)
     # "Dark Shadows (1966-1971)" and "… (2015– )" carry the year in which they began.
-    table["year"] = table["title"].str.extract(r"\((\d{4})(?:[-–]\s*\d{0,4})?\s*\)$", expand=False).astype("Int64")
+    table["year"] = table["title"].str.extract(r"\(([12]\d{3})(?:[-–]\s*\d{0,4})?\s*\)$", expand=False).astype("Int64")
     return table, int((untitled & table["movie_id"].isin(ratings["movie_id"])).sum())
 
 

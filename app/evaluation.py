@@ -43,9 +43,9 @@ The caller may overwrite the scores."""
 
 @dataclass(frozen=True)
 class Run:
-    """Ranked lists of one model on one task: ``items`` of shape (n_targets, depth), int64, −1 where none was left."""
+    """Ranked lists of one model on one task: ``items`` of shape (n_targets, depth), int32, −1 where none was left."""
 
-    items: NDArray[np.int64]
+    items: NDArray[np.int32]
 
 
 def als_scorer(task: RankingTask, factors: Factors) -> Scorer:
@@ -95,7 +95,7 @@ def rank(task: RankingTask, scorer: Scorer, depth: int = DEPTH) -> Run:
     Run
         The ``depth`` best movies of each target user, less what the task removes from that user's ranking.
     """
-    items = np.empty((task.n_targets, depth), dtype=np.int64)
+    items = np.empty((task.n_targets, depth), dtype=np.int32)
     for places in _blocks(task.n_targets, len(task.items)):
         scores = scorer(places)
         seen = task.seen[places]
@@ -177,18 +177,31 @@ class TaskResult:
     runs: dict[str, Run]
 
 
-def evaluate(task: RankingTask, scorers: Mapping[str, Scorer], random_state: int) -> TaskResult:
-    """Rank one task with every model and measure the lists; ``random_state`` seeds the bootstrap."""
-    runs = {model: rank(task, scorer) for model, scorer in scorers.items()}
-    metrics = {model: measure(run, task) for model, run in runs.items()}
-    return TaskResult(
-        task=task,
-        means={
-            model: {name: float(values.mean()) for name, values in found.items()} for model, found in metrics.items()
-        },
-        intervals={model: intervals(found, random_state) for model, found in metrics.items()},
-        runs=runs,
-    )
+def evaluate(
+    task: RankingTask,
+    scorers: Mapping[str, Scorer],
+    random_state: int,
+    on_model: Callable[[], object] = lambda: None,
+) -> TaskResult:
+    """Rank one task with every model and measure the lists.
+
+    Parameters
+    ----------
+    scorers : mapping of str to Scorer
+        By the model's name in ``metrics.json``.
+    random_state : int
+        Seed of the bootstrap.
+    on_model : callable
+        Called after each model, for a progress bar.
+    """
+    result = TaskResult(task, means={}, intervals={}, runs={})
+    for model, scorer in scorers.items():
+        result.runs[model] = rank(task, scorer)
+        metrics = measure(result.runs[model], task)
+        result.means[model] = {name: float(values.mean()) for name, values in metrics.items()}
+        result.intervals[model] = intervals(metrics, random_state)
+        on_model()
+    return result
 
 
 def describe_results(split: Split, results: Sequence[TaskResult]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
@@ -47,14 +47,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=__version__,
         description="Movie recommendations from implicit-feedback ALS, for known users and for new ones.",
         lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,  # plain names in generated clients
     )
     problems.install(app)
     app.include_router(recommend.router)
     app.include_router(ops.router)
 
     @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
+    async def root(request: Request) -> RedirectResponse:
+        return RedirectResponse(request.scope.get("root_path", "") + "/docs")
 
     return app
 
@@ -63,7 +64,7 @@ def _load(artifacts_dir: Path) -> Serving:
     try:
         recommender = Recommender(load_current(artifacts_dir))
     except ArtifactError as error:
-        log.error("Serving without a model: %s", error)
+        log.error("Serving without a model, looked for in %s: %s", artifacts_dir.resolve(), error)
         return Serving(error=error)
     model = recommender.model
     log.info(

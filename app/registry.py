@@ -13,12 +13,11 @@ import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from app.artifacts import LoadedModel, TrainedModel, load_version, read_manifest, write_version
-from app.core import SYNTHETIC
+from app.datasets.locate import SYNTHETIC
 from app.errors import ArtifactError, NoModelError
 
 CURRENT, HISTORY, VERSIONS = "CURRENT", "HISTORY", "versions"
@@ -50,12 +49,6 @@ def current_version(artifacts_dir: Path) -> str | None:
     return version
 
 
-def current_manifest(artifacts_dir: Path) -> dict[str, Any] | None:
-    """Return the active version's manifest without verifying its files, None if nothing is published."""
-    version = current_version(artifacts_dir)
-    return None if version is None else read_manifest(artifacts_dir / VERSIONS / version)
-
-
 def load_current(artifacts_dir: Path) -> LoadedModel:
     """Verify and map the active version.
 
@@ -68,17 +61,35 @@ def load_current(artifacts_dir: Path) -> LoadedModel:
     """
     version = current_version(artifacts_dir)
     if version is None:
-        raise NoModelError(f"no model is published in {artifacts_dir}. Make one: python train_als.py")
-    return load_version(artifacts_dir / VERSIONS / version)
+        raise NoModelError(f"no model is published in {artifacts_dir}; make one: python train_als.py")
+    folder = artifacts_dir / VERSIONS / version
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"{artifacts_dir / CURRENT} names version {version}, which is not in {artifacts_dir / VERSIONS}. "
+            "Train again (python train_als.py), or restore its folder from a copy."
+        )
+    return load_version(folder)
 
 
 @dataclass(frozen=True)
 class Published:
-    """A version that was published: its id, its folder, and whether it is now the active one."""
+    """A version that was published: its id, its folder, and whether it is now the active one.
+
+    ``warnings`` say what could not be done after CURRENT had moved: the next publisher makes up for it.
+    """
 
     version: str
     folder: Path
     activated: bool
+    warnings: tuple[str, ...] = ()
+
+
+def prepare(artifacts_dir: Path) -> None:
+    """Create the folder that versions go to; ArtifactError if that cannot be done."""
+    try:
+        (artifacts_dir / VERSIONS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(artifacts_dir, error) from error
 
 
 def publish(artifacts_dir: Path, model: TrainedModel, why: str = "trained") -> Published:
@@ -108,33 +119,41 @@ def publish(artifacts_dir: Path, model: TrainedModel, why: str = "trained") -> P
         If the folder cannot be written, the disk is full, or what was written cannot be loaded. What was published
         before is untouched then.
     """
+    prepare(artifacts_dir)
     try:
-        (artifacts_dir / VERSIONS).mkdir(parents=True, exist_ok=True)
         with FileLock(artifacts_dir / _LOCK):
-            _finish_interrupted(artifacts_dir)
+            warnings = _finish_interrupted(artifacts_dir)
             try:
                 version = _write(artifacts_dir, model)
                 activated = _may_activate(artifacts_dir, model.dataset)
                 if activated:
-                    _activate(artifacts_dir, version, why)
+                    _replace_text(artifacts_dir / CURRENT, f"{version}\n")
+                    warnings = _follow(artifacts_dir, version, why)
             finally:
                 _remove_leftovers(artifacts_dir)
     except OSError as error:
-        raise ArtifactError(
-            f"cannot publish to {artifacts_dir}: {error}. What was published before is untouched. "
-            "Check free space and permissions, or choose another folder with --artifacts-dir."
-        ) from error
-    return Published(version, artifacts_dir / VERSIONS / version, activated)
+        raise _unwritable(artifacts_dir, error) from error
+    return Published(version, artifacts_dir / VERSIONS / version, activated, warnings)
+
+
+def _unwritable(artifacts_dir: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"cannot publish to {artifacts_dir}: {error}. What was published before is untouched. "
+        "Check free space and permissions, or choose another folder with --artifacts-dir."
+    )
 
 
 def _may_activate(artifacts_dir: Path, dataset: str) -> bool:
-    if dataset != SYNTHETIC:
-        return True
+    """Tell whether a model may become active: a synthetic one only where no version is of real data."""
+    published = (folder for folder in (artifacts_dir / VERSIONS).iterdir() if folder.is_dir())
+    return dataset != SYNTHETIC or all(_is_synthetic(folder) for folder in published)
+
+
+def _is_synthetic(folder: Path) -> bool:
     try:
-        active = current_manifest(artifacts_dir)
-    except ArtifactError:  # the active version cannot be loaded anyway
-        return True
-    return active is None or active["dataset"] == SYNTHETIC
+        return bool(read_manifest(folder)["dataset"] == SYNTHETIC)
+    except ArtifactError:
+        return True  # nobody can load it any more, so there is nothing to replace
 
 
 def _write(artifacts_dir: Path, model: TrainedModel) -> str:
@@ -163,25 +182,29 @@ def _unused_name(artifacts_dir: Path, moment: datetime, digest: str) -> str:
     return name
 
 
-def _activate(artifacts_dir: Path, version: str, why: str) -> None:
-    _replace_text(artifacts_dir / CURRENT, f"{version}\n")
-    _record(artifacts_dir, version, why)
-    _refresh_flat_view(artifacts_dir, version)
+def _follow(artifacts_dir: Path, version: str, why: str | None) -> tuple[str, ...]:
+    """Bring HISTORY and the flat view in line with CURRENT, which has moved already: failing here undoes nothing."""
+    try:
+        if why is not None:
+            _record(artifacts_dir, version, why)
+        _refresh_flat_view(artifacts_dir, version)
+    except OSError as error:
+        return (f"{version} is active, but HISTORY or the links beside CURRENT could not be brought in line: {error}",)
+    return ()
 
 
-def _finish_interrupted(artifacts_dir: Path) -> None:
+def _finish_interrupted(artifacts_dir: Path) -> tuple[str, ...]:
     """Remove, record and link what a publisher that died left behind; we hold the lock, so nobody is still at it."""
     _remove_leftovers(artifacts_dir)
     try:
         version = current_version(artifacts_dir)
     except ArtifactError:
-        return  # nothing can be said about what is active; publishing puts it right
+        return ()  # nothing can be said about what is active; publishing puts it right
     if version is None or not (artifacts_dir / VERSIONS / version).is_dir():
-        return
+        return ()
     last = _read_history(artifacts_dir).splitlines()[-1:]
-    if not last or version not in last[0].split("\t"):
-        _record(artifacts_dir, version, "recovered")
-    _refresh_flat_view(artifacts_dir, version)
+    recorded = bool(last) and version in last[0].split("\t")
+    return _follow(artifacts_dir, version, None if recorded else "recovered")
 
 
 def _record(artifacts_dir: Path, version: str, why: str) -> None:
@@ -208,7 +231,7 @@ def _refresh_flat_view(artifacts_dir: Path, version: str) -> None:
         _replace_link(artifacts_dir / name, Path(VERSIONS) / version / name)
     for path in artifacts_dir.iterdir():
         # A file that only an earlier version had. Other links are not ours: versions/ itself may be one.
-        if path.name not in names and path.is_symlink() and path.readlink().parts[0] == VERSIONS:
+        if path.name not in names and path.is_symlink() and path.readlink().parts[:1] == (VERSIONS,):
             path.unlink()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from app import core, evaluation, protocols, registry
-from app.als import AlsConfig, Factors, fit_als
-from app.artifacts import TrainedModel, build_history, verify_version
+from app.als import AlsConfig, Factors, fit_als, uses_gpu
+from app.artifacts import LoadedModel, TrainedModel, build_history
 from app.console import Screen
-from app.datasets.locate import find_local, locate
-from app.errors import ArtifactError, ConfigError
+from app.datasets.locate import SYNTHETIC, check_dataset, find_local, locate
+from app.errors import ArtifactError, ConfigError, NoModelError
 from app.protocols import Protocol, RankingTask, Stage
 
 Evaluate = Literal["all", "rated", "validation", "none"]
@@ -53,6 +53,8 @@ class Options:
     default_data_dir: Path = Path("data_small")
 
     def __post_init__(self) -> None:
+        uses_gpu(self.config.device)
+        check_dataset(self.dataset, self.data_dir)
         if not 0.5 <= self.min_rating <= 5:
             raise ConfigError(f"--min-rating is {self.min_rating:g}; expected 0.5 to 5")
         if not self.refit and ("rated", "test") not in TASKS[self.evaluate]:
@@ -75,6 +77,7 @@ class Training:
         dataset = self.load()
         liked = core.positives(dataset.ratings, self.options.min_rating)
         tasks, split = self.split(dataset, liked)
+        self.require_writable_folders()
         fits = self.fit(tasks)
         metrics = self.evaluate(split, tasks, fits)
         model = self.assemble(dataset, liked, tasks, fits, metrics)
@@ -112,6 +115,15 @@ class Training:
         screen.done(f"Loaded {len(dataset.ratings):,} ratings, {len(dataset.movies):,} movies ({dataset.name})")
         return dataset
 
+    def require_writable_folders(self) -> None:
+        """Find out before the fits, not after them."""
+        registry.prepare(self.options.artifacts_dir)
+        if self.options.export_run:
+            try:
+                self.options.export_run.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"--export-run names no folder that can be written: {error}") from error
+
     def split(self, dataset: core.Dataset, liked: pd.DataFrame) -> tuple[list[RankingTask], core.Split | None]:
         self.screen.step(2, "Splitting by time, leaving one out")
         wanted = TASKS[self.options.evaluate]
@@ -132,7 +144,9 @@ class Training:
             return []
         with self.timed("fit"):
             fits = [self.fit_one(task.user_items, f"protocol {task.protocol}") for task in tasks]
-        self.screen.done(f"{len(fits)} fits, {_describe_config(self.options)}, {self.seconds['fit']:.2f} s")
+        self.screen.done(
+            f"{len(fits)} fit{'s'[: len(fits) > 1]}, {_describe_config(self.options)}, {self.seconds['fit']:.2f} s"
+        )
         return fits
 
     def fit_one(self, user_items: sp.csr_matrix, label: str) -> Factors:
@@ -144,13 +158,9 @@ class Training:
         self.screen.step(4, "Evaluating")
         if split is None:
             self.screen.skipped("--evaluate none")
-            return {"stage": "none", "protocols": {}}
-        seed = self.options.config.random_state
+            return {"stage": "none", "protocols": {}, "intervals": {}, "definitions": evaluation.DEFINITIONS}
         with self.timed("evaluate"):
-            results = [
-                evaluation.evaluate(task, evaluation.scorers(task, factors, seed), seed)
-                for task, factors in zip(tasks, fits, strict=True)
-            ]
+            results = [self.evaluate_one(task, factors) for task, factors in zip(tasks, fits, strict=True)]
             metrics = evaluation.describe_results(split, results)
         for result in results:
             self.screen.metrics(f"{result.task.protocol}, {result.task.stage}", result.means, result.task.n_targets)
@@ -161,9 +171,17 @@ class Training:
             f"NDCG@10 {rated.means['als']['ndcg@10']:.4f}"
         )
         if self.options.export_run:
-            evaluation.write_trec(self.options.export_run, rated.task, rated.runs)
             self.screen.done(f"Wrote qrels.txt and run files to {self.options.export_run}")
         return metrics
+
+    def evaluate_one(self, task: RankingTask, factors: Factors) -> evaluation.TaskResult:
+        seed = self.options.config.random_state
+        scorers = evaluation.scorers(task, factors, seed)
+        with self.screen.progress(f"protocol {task.protocol}", len(scorers)) as advance:
+            result = evaluation.evaluate(task, scorers, seed, on_model=advance)
+        if self.options.export_run and task.protocol == "rated":
+            evaluation.write_trec(self.options.export_run, task, result.runs)
+        return replace(result, runs={})  # the lists of all users are large, and written if they were wanted
 
     def assemble(
         self,
@@ -204,7 +222,7 @@ class Training:
                 "dataset": dataset.name,
                 "fitted_on": fitted_on,
             },
-            metrics={**metrics, "served_model": f"fitted on {fitted_on}; the metrics are those of the held-out fits"},
+            metrics={**metrics, "served_model": f"fitted on {fitted_on}; {_PROVENANCE[bool(tasks)]}"},
             dataset=dataset.name,
             fingerprint=dataset.fingerprint,
         )
@@ -214,13 +232,11 @@ class Training:
         screen.step(6, "Publishing")
         with self.timed("publish"):
             published = registry.publish(options.artifacts_dir, model)
+        for warning in published.warnings:
+            screen.warn(warning)
         screen.done(f"Version {published.version} in {published.folder}")
         if not published.activated:
             screen.announce("NOT ACTIVATED", _NOT_ACTIVATED_NOTICE)
-        screen.say(f"\nDone in {sum(self.seconds.values()):.1f} s. Next:")
-        place = "" if options.artifacts_dir == Path("artifacts") else f"RECS_ARTIFACTS_DIR={options.artifacts_dir} "
-        screen.say(f"  {place}uvicorn app.main:app     then open http://127.0.0.1:8000/docs")
-        screen.say(f'  curl "http://127.0.0.1:8000/recommend?user_id={model.users.ids[0]}&k=5"')
         return published
 
     @contextmanager
@@ -230,24 +246,26 @@ class Training:
         self.seconds[part] = time.perf_counter() - start
 
 
-def model_is_up_to_date(options: Options) -> bool:
-    """Tell whether ``--if-needed`` has nothing to do.
+def find_up_to_date(options: Options, screen: Screen) -> LoadedModel | None:
+    """Return the active model if ``--if-needed`` has nothing to do, else None.
 
-    That is so if an intact model is active, unless it is synthetic and real data is on this machine by now.
+    A new one is needed where none is active, where it is damaged or not of the data set that is insisted on, and where
+    it is synthetic although real data is on this machine by now. A folder that was named must hold ratings in any case.
     """
-    try:
-        version = registry.current_version(options.artifacts_dir)
-        if version is None:
-            return False
-        manifest = verify_version(options.artifacts_dir / registry.VERSIONS / version)
-    except ArtifactError:
-        return False
-    if manifest["dataset"] != core.SYNTHETIC or options.dataset == core.SYNTHETIC:
-        return True
     found = find_local(
         data_dir=options.data_dir, movielens_dir=options.movielens_dir, default_dir=options.default_data_dir
     )
-    return found is None
+    try:
+        model = registry.load_current(options.artifacts_dir)
+    except NoModelError:
+        return None
+    except ArtifactError as error:
+        screen.warn(str(error))
+        return None
+    dataset = model.manifest["dataset"]
+    if options.dataset is not None:
+        return model if dataset == options.dataset else None
+    return None if dataset == SYNTHETIC and found else model
 
 
 def _widen(task: RankingTask, factors: Factors, users: core.IdMap) -> tuple[sp.csr_matrix, Factors]:
@@ -263,14 +281,16 @@ def _widen(task: RankingTask, factors: Factors, users: core.IdMap) -> tuple[sp.c
     return user_items, Factors(user_factors, factors.item_factors)
 
 
+_PROVENANCE = {True: "the metrics are those of the held-out fits", False: "not evaluated"}
 _SYNTHETIC_NOTICE = (
     "These ratings are generated: MovieLens is not on this machine and was not asked for, or could not be downloaded. "
     "Everything works, but no recommendation means anything. For real ones, unpack ml-latest-small.zip from "
     "https://grouplens.org/datasets/movielens/ and run: python train_als.py --data-dir FOLDER"
 )
 _NOT_ACTIVATED_NOTICE = (
-    "The active model was trained on real data, and a synthetic one does not replace it. The new version was published "
-    "beside it. To try it, train into another folder: python train_als.py --dataset synthetic --artifacts-dir FOLDER"
+    "A version trained on real data is published here, and a synthetic one does not replace it; it stands beside it. "
+    "To serve real data, train on it. To try the synthetic model, train into another folder: "
+    "python train_als.py --dataset synthetic --artifacts-dir FOLDER"
 )
 
 

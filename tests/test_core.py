@@ -161,7 +161,9 @@ def test_repeated_pair_keeps_its_latest_rating_and_is_counted(tmp_path: Path) ->
     dataset = load(write(tmp_path, lines, "10,A (1990),Drama\n20,B (1991),Drama\n"))
     kept = dataset.ratings[["user_id", "movie_id", "rating", "timestamp"]].to_numpy().tolist()
     assert kept == [[1, 10, 2.0, 300], [1, 20, 4.0, 100], [2, 10, 1.0, 999]]
-    assert [warning for warning in dataset.warnings if warning.startswith("2 ratings repeat")]
+    assert [
+        warning for warning in dataset.warnings if warning.startswith("ratings that repeat a (user, movie) pair: 2;")
+    ]
 
 
 def test_repeated_pair_with_equal_timestamps_keeps_the_later_row_of_the_file(tmp_path: Path) -> None:
@@ -178,7 +180,9 @@ def test_rated_movie_without_a_title_is_kept_titled_by_its_id_and_counted(tmp_pa
     assert dataset.movies["movie_id"].tolist() == [10, 77, 78, 99]
     assert dataset.movies["title"].tolist() == ["A (1990)", "Movie 77", "Movie 78", "Unrated (2000)"]
     assert dataset.movies["genres"].tolist() == ["Drama", "", "", "War"]
-    assert [warning for warning in dataset.warnings if warning.startswith("2 movies have ratings but no title")]
+    assert [
+        warning for warning in dataset.warnings if warning.startswith("rated movies without a title in movies.csv: 2;")
+    ]
 
 
 def test_clean_data_has_no_warning(tmp_path: Path) -> None:

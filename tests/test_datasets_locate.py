@@ -228,6 +228,13 @@ def test_files_that_only_claim_to_be_ml_latest_small_give_a_warning_each(tmp_pat
     assert "aa289ca83157595d0df6aea1be6a4ded676ddc4385472e8313a8ed9805352646" in data.warnings[0]
 
 
+def test_other_data_in_a_folder_called_ml_latest_small_gives_a_warning(tmp_path: Path) -> None:
+    folder = make_data(tmp_path / "ml-latest-small")
+    name, data = read(Source(None, folder), n_ratings=0, random_state=0)
+    assert name == "ml-latest-small"
+    assert f"{folder / 'ratings.csv'} differs from ml-latest-small of 2018" in data.warnings[0]
+
+
 def test_ml_latest_small_does_not_pass_for_another_data_set(movielens_dir: Path) -> None:
     with pytest.raises(DataError, match="holds ml-latest-small, not ml-25m"):
         read(Source("ml-25m", movielens_dir), n_ratings=0, random_state=0)

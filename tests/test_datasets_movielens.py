@@ -106,6 +106,11 @@ def test_titles_that_look_like_missing_values_stay_titles(tmp_path: Path) -> Non
     assert data.movies["genres"].tolist() == ["None", "null", "NA", "Drama"]
 
 
+def test_titles_of_several_lines_become_one_line(tmp_path: Path) -> None:
+    data = read_movielens(write(tmp_path, movies='movieId,title,genres\n1,"A\rB\r\nC\tD (2001)",X\n'))
+    assert data.movies["title"].tolist() == ["A B C D (2001)"]
+
+
 def test_titles_keep_commas_quotes_and_accents_and_lose_outer_spaces(tmp_path: Path) -> None:
     movies = MOVIES + '1,"Amélie, ""Le"" (2001)  ",Drama \n2,千と千尋 (2001),\n'
     data = read_movielens(write(tmp_path, movies=movies))

@@ -117,7 +117,7 @@ def test_a_model_of_taste_beats_the_popular_order(data: RawData) -> None:
 
 @pytest.mark.parametrize("n_ratings", [999, 0, -5])
 def test_too_few_ratings_are_refused(n_ratings: int) -> None:
-    with pytest.raises(ConfigError, match=f"n_ratings is {n_ratings}, expected at least 1000"):
+    with pytest.raises(ConfigError, match=f"n_ratings is {n_ratings}; expected 1,000 to"):
         synthesize(n_ratings)
 
 

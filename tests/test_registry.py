@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from app.artifacts import MANIFEST, REQUIRED_FILES, load_version, verify_version
-from app.core import SYNTHETIC
+from app.datasets.locate import SYNTHETIC
 from app.errors import ArtifactError, NoModelError
-from app.registry import CURRENT, HISTORY, VERSIONS, current_manifest, current_version, load_current, publish
+from app.registry import CURRENT, HISTORY, VERSIONS, current_version, load_current, publish
 from tests.models import make_model
 from tests.publishers import check_flat_view, check_leftovers, recorded, serves
 
@@ -39,7 +39,6 @@ def run(*arguments: object) -> str:
 
 def test_nothing_published_is_an_error_that_names_the_remedy(folder: Path) -> None:
     assert current_version(folder) is None
-    assert current_manifest(folder) is None
     with pytest.raises(NoModelError, match=r"python train_als\.py"):
         load_current(folder)
 
@@ -52,9 +51,7 @@ def test_the_first_version_is_active_and_whole(folder: Path) -> None:
     assert (folder / CURRENT).read_text() == f"{published.version}\n"
     assert serves(load_current(folder), OLD)
     assert current_version(folder) == published.version
-    manifest = current_manifest(folder)
-    assert manifest is not None
-    assert manifest["dataset"] == "hand-made"
+    assert load_current(folder).manifest["dataset"] == "hand-made"
     check_leftovers(folder)
 
 
@@ -165,6 +162,25 @@ def test_a_synthetic_model_replaces_one_that_cannot_be_loaded(folder: Path) -> N
     (published.folder / MANIFEST).unlink()
     assert publish(folder, make_model(dataset=SYNTHETIC)).activated
     assert load_current(folder).manifest["dataset"] == SYNTHETIC
+
+
+def test_a_synthetic_model_does_not_replace_a_real_one_that_a_damaged_pointer_hides(folder: Path) -> None:
+    publish(folder, make_model(dataset="ml-latest-small"))
+    (folder / CURRENT).write_text("garbage")
+    assert not publish(folder, make_model(dataset=SYNTHETIC)).activated
+
+
+@pytest.mark.parametrize("blocked", ["als.npz", HISTORY])
+def test_what_cannot_be_done_after_the_pointer_moved_is_a_warning(folder: Path, blocked: str) -> None:
+    (folder / blocked).mkdir(parents=True)
+    published = publish(folder, OLD)
+    assert published.activated
+    assert serves(load_current(folder), OLD)
+    (warning,) = published.warnings
+    assert published.version in warning
+    (folder / blocked).rmdir()
+    assert publish(folder, NEW).warnings == ()
+    check_flat_view(folder, current_version(folder))
 
 
 # --- damage

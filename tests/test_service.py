@@ -211,6 +211,29 @@ def test_a_missing_user_id_is_named(get: Get) -> None:
 def test_every_bad_parameter_is_named(get: Get) -> None:
     problem = assert_problem(get("/recommend?user_id=x&k=0"), 422)
     assert [error["parameter"] for error in problem["errors"]] == ["user_id", "k"]
+    problem = assert_problem(get("/recommend_cold?liked=x&k=0"), 422)
+    assert {error["parameter"] for error in problem["errors"]} == {"liked", "k"}
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "kind"),
+    [
+        ("/recommend?user_id=999999", 404, "urn:movie-recommender:problem:unknown-user"),
+        ("/recommend?user_id=x", 422, "urn:movie-recommender:problem:invalid-parameter"),
+        ("/recommendations", 404, "about:blank"),
+    ],
+)
+def test_the_type_of_a_problem_is_a_contract(get: Get, url: str, status: int, kind: str) -> None:
+    assert assert_problem(get(url), status)["type"] == kind
+
+
+@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])
+def test_probes_may_ask_with_head(get: Get, path: str) -> None:
+    assert get(path, "HEAD").status_code == 200
+
+
+def test_an_empty_repetition_of_liked_is_nothing(get: Get) -> None:
+    assert get("/recommend_cold?liked=1&liked=").json()["liked"] == [1]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +286,10 @@ def test_without_a_model_the_service_starts_and_says_how_to_make_one(tmp_path: P
         for url in MODEL_URLS:
             problem = assert_problem(get(url), 503)
             assert "python train_als.py" in problem["detail"]
+            assert "restart the service" in problem["detail"]
+            assert problem["type"] == "urn:movie-recommender:problem:no-model"
         assert_invalid(get("/recommend?user_id=x"), "user_id")
+        assert_invalid(get("/recommend_cold?liked=x"), "liked")
 
 
 def cut_off(version: Path) -> None:
@@ -276,7 +302,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "als.npz cut off": ("als.npz", cut_off),
     "no manifest": (MANIFEST, lambda version: (version / MANIFEST).unlink()),
     "no users": ("users.npy", lambda version: (version / "users.npy").unlink()),
-    "no version": (MANIFEST, lambda version: version.rename(version.parent / "elsewhere")),
+    "no version": (CURRENT, lambda version: version.rename(version.parent / "elsewhere")),
     "pointer": (CURRENT, lambda version: (version.parent.parent / CURRENT).write_text("garbage")),
     "manifest is deep": (MANIFEST, lambda version: replace(version / MANIFEST, "[" * 100_000)),
 }

@@ -112,10 +112,27 @@ def test_help_documents_every_option_and_its_default() -> None:
         assert default in output
 
 
-def test_validation_keeps_eyes_off_test(train: Train, ratings_dir: Path) -> None:
-    metrics = json.loads(train("--data-dir", ratings_dir, "--evaluate", "validation", "--json").stdout)["metrics"]
-    assert metrics["stage"] == "validation"
-    assert set(metrics["protocols"]) == {"rated", "positives"}
+def test_validation_keeps_eyes_off_test(train: Train, ratings_dir: Path, tmp_path: Path) -> None:
+    """Each user's last positive is the test row: what it says must not move a figure of validation."""
+    ratings = pd.read_csv(ratings_dir / "ratings.csv")
+    liked = ratings[ratings["rating"] >= 4].sort_values(["userId", "timestamp"], kind="stable")
+    train_movies = liked[liked.groupby("userId").cumcount(ascending=False) >= 2]["movieId"].unique()
+    changed = ratings.copy()
+    for row in liked.groupby("userId").tail(1).index:
+        rated = ratings.loc[ratings["userId"] == ratings.loc[row, "userId"], "movieId"]
+        changed.loc[row, "movieId"] = np.setdiff1d(train_movies, rated)[0]
+    other = tmp_path / "other"
+    other.mkdir()
+    changed.to_csv(other / "ratings.csv", index=False)
+    (other / "movies.csv").write_bytes((ratings_dir / "movies.csv").read_bytes())
+
+    def metrics(folder: Path, evaluate: str) -> dict[str, dict[str, object]]:
+        return json.loads(train("--data-dir", folder, "--evaluate", evaluate, "--json").stdout)["metrics"]
+
+    seen, unseen = metrics(ratings_dir, "validation"), metrics(other, "validation")
+    assert seen["stage"] == "validation"
+    assert seen["protocols"] == unseen["protocols"]
+    assert metrics(ratings_dir, "rated")["protocols"]["rated"] != metrics(other, "rated")["protocols"]["rated"]
 
 
 def test_evaluate_none_publishes_without_figures(train: Train, ratings_dir: Path) -> None:
@@ -126,8 +143,10 @@ def test_evaluate_none_publishes_without_figures(train: Train, ratings_dir: Path
 
 
 def test_evaluate_rated_saves_the_other_fit(train: Train, ratings_dir: Path) -> None:
-    printed = json.loads(train("--data-dir", ratings_dir, "--evaluate", "rated", "--json").stdout)
-    assert set(printed["metrics"]["protocols"]) == {"rated"}
+    result = train("--data-dir", ratings_dir, "--evaluate", "rated")
+    assert "1 fit," in result.output
+    assert "protocol positives" not in result.output
+    assert set(json.loads(Path("artifacts/metrics.json").read_text())["protocols"]) == {"rated"}
 
 
 def test_no_refit_serves_the_rated_test_fit_and_knows_every_user(train: Train, ratings_dir: Path) -> None:
@@ -186,6 +205,8 @@ def test_export_run_writes_truths_and_rankings(train: Train, ratings_dir: Path) 
         (["--export-run", "runs", "--evaluate", "none"], "--export-run"),
         (["--dataset", "imdb"], "imdb"),
         (["--data-dir", "/nowhere"], "/nowhere"),
+        (["--alpha", "1e30"], "smaller alpha"),
+        (["--export-run", "/proc/runs"], "--export-run"),
     ],
 )
 def test_unusable_options_exit_with_2_and_change_nothing(
@@ -295,6 +316,20 @@ def test_if_needed_trains_again_when_real_data_is_found_beside_a_synthetic_model
     monkeypatch.setenv("MOVIELENS_DIR", str(ratings_dir))
     assert train("--if-needed").exit_code == 0
     assert load_current(Path("artifacts")).manifest["dataset"] == ratings_dir.name
+
+
+def test_if_needed_says_as_json_that_it_did_nothing(train: Train, ratings_dir: Path) -> None:
+    assert train("--data-dir", ratings_dir).exit_code == 0
+    printed = json.loads(train("--data-dir", ratings_dir, "--if-needed", "--json").stdout)
+    assert printed == {"version": current_version(Path("artifacts")), "trained": False}
+
+
+@pytest.mark.parametrize("arguments", [["--data-dir", "nowhere"], ["--dataset", "imdb"], ["--dataset", "ml-25m"]])
+def test_if_needed_does_not_excuse_what_was_named_and_cannot_be_had(
+    train: Train, ratings_dir: Path, arguments: list[str]
+) -> None:
+    assert train("--data-dir", ratings_dir).exit_code == 0
+    assert train(*arguments, "--if-needed").exit_code == 2
 
 
 def test_if_needed_trains_again_when_the_model_is_damaged(train: Train, ratings_dir: Path) -> None:

@@ -144,7 +144,9 @@ def _rename(frame: pd.DataFrame, columns: tuple[Column, ...]) -> pd.DataFrame:
 
 def _cast(values: pd.Series, column: Column) -> pd.Series:
     """Give a sound column its dtype; an empty one was inferred as text."""
-    return values.str.strip() if column.dtype == "str" else values.astype(np.dtype(column.dtype))
+    if column.dtype == "str":  # in one line: control characters and line ends have no place in a title
+        return values.str.replace(r"[\x00-\x1f\x7f]+", " ", regex=True).str.strip()
+    return values.astype(np.dtype(column.dtype))
 
 
 def _check_header(path: Path, columns: tuple[Column, ...]) -> None:

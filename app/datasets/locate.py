@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DATASETS = ("ml-latest-small", "ml-latest", "ml-25m", "ml-32m", "synthetic")
 
 _SMALL = "ml-latest-small"
-_SYNTHETIC = "synthetic"
+SYNTHETIC = "synthetic"  # the name of generated data, wherever a data set is named
 _DOWNLOADABLE = DATASETS[:-1]
 
 # ml-latest-small as published in September 2018. GroupLens may replace it under the same name.
@@ -92,9 +92,9 @@ def locate(
     DownloadError
         The named `dataset` cannot be fetched.
     """
-    _check_options(dataset, data_dir)
-    if dataset == _SYNTHETIC:
-        return Source(_SYNTHETIC, None)
+    check_dataset(dataset, data_dir)
+    if dataset == SYNTHETIC:
+        return Source(SYNTHETIC, None)
     if folder := _find_named(data_dir, movielens_dir):
         return Source(dataset, folder)
     if dataset is not None:
@@ -105,7 +105,7 @@ def locate(
     try:
         return _stored_or_fetched(_SMALL, default_dir, base_url, progress)
     except DownloadError as error:
-        return Source(_SYNTHETIC, None, (f"invented ratings are used instead of MovieLens: {error}",))
+        return Source(SYNTHETIC, None, (f"invented ratings are used instead of MovieLens: {error}",))
 
 
 def find_local(*, data_dir: Path | None, movielens_dir: Path | None, default_dir: Path) -> Path | None:
@@ -150,34 +150,33 @@ def read(source: Source, *, n_ratings: int, random_state: int) -> tuple[str, Raw
     if source.folder is None:
         from app.datasets.synthetic import synthesize
 
-        return _SYNTHETIC, synthesize(n_ratings, random_state)
+        return SYNTHETIC, synthesize(n_ratings, random_state)
     from app.datasets.movielens import read_movielens
 
     data = read_movielens(source.folder)
     is_small = data.fingerprint == _SMALL_SHA256["ratings.csv"]
-    if source.name is None:
-        return (_SMALL if is_small else _name_of(source.folder)), data
-    if source.name == _SMALL:
-        return _SMALL, replace(data, warnings=data.warnings + _differences(source.folder))
+    name = source.name or (_SMALL if is_small else _name_of(source.folder))
+    if name == _SMALL:
+        return name, replace(data, warnings=data.warnings + _differences(source.folder))
     if is_small:
-        raise DataError(f"{source.folder} holds {_SMALL}, not {source.name}; name the folder of {source.name}")
-    return source.name, data
+        raise DataError(f"{source.folder} holds {_SMALL}, not {name}; name the folder of {name}")
+    return name, data
 
 
 def _name_of(folder: Path) -> str:
     """Name real data after its folder, but never as what is generated."""
-    name = folder.resolve().name
-    return name if name not in ("", _SYNTHETIC) else "local"
+    name = folder.resolve().name.encode(errors="replace").decode()
+    return name if name not in ("", SYNTHETIC) else "local"
 
 
-def _check_options(dataset: str | None, data_dir: Path | None) -> None:
+def check_dataset(dataset: str | None, data_dir: Path | None) -> None:
     """Refuse an unknown name, and a folder for data that is invented."""
     if dataset is not None and dataset not in DATASETS:
         raise ConfigError(
             f"unknown dataset {dataset!r}, expected one of {', '.join(DATASETS)}; "
             "for a folder of your own use --data-dir instead"
         )
-    if dataset == _SYNTHETIC and data_dir is not None:
+    if dataset == SYNTHETIC and data_dir is not None:
         raise ConfigError(
             f"--dataset synthetic contradicts --data-dir {data_dir}: invented ratings are read from no folder; "
             "leave one of the two out"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from app.datasets.movielens import RawData, empty_links
 from app.errors import ConfigError
 
-MIN_RATINGS = 1_000
+MIN_RATINGS, MAX_RATINGS = 1_000, 200_000_000
 _GENRE_NAMES = (
     "Action Adventure Animation Children Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical Mystery "
     "Romance Sci-Fi Thriller War Western"
@@ -77,8 +77,8 @@ def synthesize(n_ratings: int = 100_000, random_state: int = 42) -> RawData:
     ConfigError
         An argument is out of range.
     """
-    if n_ratings < MIN_RATINGS:
-        raise ConfigError(f"n_ratings is {n_ratings}, expected at least {MIN_RATINGS}; ask for more synthetic ratings")
+    if not MIN_RATINGS <= n_ratings <= MAX_RATINGS:
+        raise ConfigError(f"n_ratings is {n_ratings}; expected {MIN_RATINGS:,} to {MAX_RATINGS:,} synthetic ratings")
     if random_state < 0:
         raise ConfigError(f"random_state is {random_state}, expected a whole number from 0; choose another seed")
     rng = np.random.default_rng(random_state)

@@ -13,6 +13,7 @@ from app.schemas import Health, Probe
 router = APIRouter(tags=["operations"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", summary="The model being served", responses=responses(HTTPStatus.SERVICE_UNAVAILABLE))
 async def health(request: Request) -> Health:
     """Describe the loaded model; 503 with the remedy if there is none."""
@@ -28,12 +29,14 @@ async def health(request: Request) -> Health:
     )
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", summary="Is the process alive?")
 async def livez() -> Probe:
     """Answer 200 as long as the process can answer at all."""
     return Probe(status="alive")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Can it serve?", responses=responses(HTTPStatus.SERVICE_UNAVAILABLE))
 async def readyz(request: Request) -> Probe:
     """Answer 200 when a model is loaded, else 503."""

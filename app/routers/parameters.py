@@ -10,7 +10,6 @@ import re
 from typing import Annotated, Any
 
 from fastapi import Query
-from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.models import Example
 from pydantic import BeforeValidator, Field
 
@@ -18,7 +17,7 @@ MAX_ID = 2**63 - 1
 MAX_DIGITS = 19
 MAX_LIKED = 500
 MAX_K = 100
-_DIGITS = re.compile(r"[0-9]+", re.ASCII)
+_DIGITS = re.compile(r"[0-9]+")
 
 
 def parse_id(text: object) -> int:
@@ -40,26 +39,14 @@ def _parse_whole_number(text: object, highest: int) -> int:
     return int(digits.group())
 
 
-def parse_ids(name: str, values: list[str]) -> list[int]:
-    """Parse a comma-separated list of ids, dropping repetitions; the parameter itself may be repeated too.
-
-    Raises
-    ------
-    RequestValidationError
-        Naming the parameter, for anything that is no id, and for more than ``MAX_LIKED`` different ones.
-    """
-    texts = ",".join(values).split(",") if any(values) else []
-    try:
-        ids = list(dict.fromkeys(parse_id(text) for text in texts))
-        if len(ids) > MAX_LIKED:
-            raise ValueError(f"expected at most {MAX_LIKED} different ids, got {len(ids)}; send the most telling ones")
-    except ValueError as error:
-        raise _invalid(name, str(error)) from error
+def parse_liked(values: object) -> list[int]:
+    """Parse comma-separated ids, dropping repetitions; the parameter itself may be repeated, and may be empty."""
+    assert isinstance(values, list)
+    texts = ",".join(filter(None, values))
+    ids = list(dict.fromkeys(parse_id(text) for text in texts.split(","))) if texts else []
+    if len(ids) > MAX_LIKED:
+        raise ValueError(f"expected at most {MAX_LIKED} different ids, got {len(ids)}; send the most telling ones")
     return ids
-
-
-def _invalid(name: str, message: str) -> RequestValidationError:
-    return RequestValidationError([{"type": "value_error", "loc": ("query", name), "msg": message}])
 
 
 def _shorten(value: object) -> str:
@@ -82,7 +69,7 @@ K = Annotated[
     Query(description="How many movies to list; fewer come back where fewer are left."),
 ]
 # FastAPI has no word for "form, explode: false", so the parameter is hidden from its schema and described by hand.
-LikedValues = Annotated[list[str], Query(alias="liked", include_in_schema=False)]
+Liked = Annotated[list[int], BeforeValidator(parse_liked), Query(include_in_schema=False)]
 LIKED_IN_OPENAPI: dict[str, Any] = {
     "name": "liked",
     "in": "query",

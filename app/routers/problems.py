@@ -27,7 +27,8 @@ _EXAMPLES = {
     ),
     HTTPStatus.SERVICE_UNAVAILABLE: (
         "no-model",
-        "no model is loaded: no model is published in artifacts. Make one: python train_als.py",
+        "no model was loaded when the service started: no model is published in artifacts; "
+        "make one: python train_als.py; then restart the service",
     ),
 }
 
@@ -69,8 +70,7 @@ def install(app: FastAPI) -> None:
 async def _on_domain_error(_request: Request, error: Exception) -> JSONResponse:
     for kind, (status, name) in _STATUS.items():
         if isinstance(error, kind):
-            headers = {"Retry-After": "30"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
-            return _problem(status, str(error), kind=name, headers=headers)
+            return _problem(status, str(error), kind=name)
     raise error
 
 

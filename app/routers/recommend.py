@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.recommender import Ranking, Recommender
-from app.routers.parameters import LIKED_IN_OPENAPI, K, LikedValues, UserId, parse_ids
+from app.routers.parameters import LIKED_IN_OPENAPI, K, Liked, UserId
 from app.routers.problems import responses
 from app.routers.serving import recommender_of
 from app.schemas import ColdRecommendations, MovieResult, UserRecommendations
@@ -39,15 +39,15 @@ async def recommend(request: Request, user_id: UserId, k: K = 10) -> UserRecomme
     responses=responses(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
     openapi_extra={"parameters": [LIKED_IN_OPENAPI]},
 )
-async def recommend_cold(request: Request, liked: LikedValues = [], k: K = 10) -> ColdRecommendations:  # noqa: B006
+async def recommend_cold(request: Request, liked: Liked = [], k: K = 10) -> ColdRecommendations:  # noqa: B006
     """Recommend from a few liked movies, to someone who is not in the training data.
 
     Ids that are not in the catalogue come back in `ignored`. Without a usable id the list is the popular movies.
     """
     recommender = recommender_of(request)
-    liked_ids = parse_ids("liked", liked)
-    ranking = recommender.recommend_cold(liked_ids, k)
-    used = [movie_id for movie_id in liked_ids if movie_id not in ranking.ignored]
+    ranking = recommender.recommend_cold(liked, k)
+    ignored = set(ranking.ignored)
+    used = [movie_id for movie_id in liked if movie_id not in ignored]
     return ColdRecommendations(liked=used, ignored=list(ranking.ignored), k=k, **_describe(recommender, ranking))
 
 
@@ -59,7 +59,7 @@ def _describe(recommender: Recommender, ranking: Ranking) -> dict[str, Any]:
             title=movie.title,
             genres=list(movie.genres),
             year=movie.year,
-            score=round(score, 6),  # beyond that float32 has only noise
+            score=float(f"{score:.7g}"),  # what a float32 holds
         )
         for movie, score in zip((movies[i] for i in ranking.item_indices), ranking.scores.tolist(), strict=True)
     ]

@@ -29,5 +29,5 @@ def recommender_of(request: Request) -> Recommender:
     serving: Serving = request.app.state.serving
     if serving.recommender is None:
         # A new exception each time: raising the stored one would let its traceback grow with every request.
-        raise ArtifactError(f"no model is loaded: {serving.error}")
+        raise ArtifactError(f"no model was loaded when the service started: {serving.error}; then restart the service")
     return serving.recommender

@@ -261,7 +261,7 @@ def closed_port() -> int:
         ("http://no-such-host.invalid/x", "no-such-host.invalid"),
         ("no-scheme.example/x", "No scheme supplied"),
         ("ftp://127.0.0.1/x", "No connection adapters were found"),
-        ("http://[broken/x", "not a valid host or port"),
+        ("http://[broken/x", "[broken"),
     ],
 )
 def test_what_cannot_be_reached_is_reported_at_once(

@@ -129,3 +129,9 @@ def test_a_negative_seed_is_refused() -> None:
 @pytest.mark.slow
 def test_two_million_ratings_are_well_formed() -> None:
     check_well_formed(synthesize(2_000_000), 2_000_000)
+
+
+def test_the_movies_of_everybodys_examples_are_liked_by_many() -> None:
+    ratings = synthesize(5_000).ratings
+    for movie_id in (1, 2, 3):
+        assert ((ratings["movie_id"] == movie_id) & (ratings["rating"] >= 4)).sum() >= 3

@@ -105,6 +105,7 @@ def test_make_serve_works_without_data_and_network_and_improves_when_data_comes(
         assert "SYNTHETIC" in printed
         assert _get(f"{address}/health")["dataset"] == "synthetic"
         assert _get(f"{address}/recommend?user_id=1&k=5")["source"] == "als"
+        assert _get(f"{address}/recommend_cold?liked=1,2,3&k=5")["source"] == "fold_in"
     shutil.copytree(movielens_dir, project / "data_small" / "ml-latest-small")
     with serving(project, RECS_MOVIELENS_URL="http://127.0.0.1:9") as (address, printed):
         assert _get(f"{address}/health")["dataset"] == "ml-latest-small"

@@ -105,13 +105,16 @@ def _make_catalogue(rng: np.random.Generator, n_movies: int) -> _Catalogue:
     year = rng.permutation(2017 - (90 * np.linspace(0, 1, n_movies, endpoint=False) ** 2.2).astype(np.int64))
     affinity = _draw_affinity(rng, has_genre)
     quality = rng.normal(0, 0.4, n_movies)
-    rank = rng.permutation(n_movies)
+    # Movies 1, 2 and 3 are good and popular: everybody's examples ask for them, as for Toy Story in MovieLens.
+    quality[:3] = 1.0
+    rank = np.concatenate([np.arange(3), 3 + rng.permutation(n_movies - 3)])
     # Better movies are seen more; the shift by n / 200 flattens the head as in MovieLens.
     popularity = (rank + 1 + n_movies / 200) ** -1.4 * np.exp(0.8 * quality)
     weight = popularity * np.exp(_TASTE_STRENGTH * affinity)
     share = weight / weight.sum(axis=1, keepdims=True)
     cdf = np.cumsum(share, axis=1) + np.arange(_N_GROUPS)[:, None]
     movie_id = np.sort(rng.choice(20 * n_movies, n_movies, replace=False)) + 1
+    movie_id[:3] = 1, 2, 3
     movies = pd.DataFrame(
         {"movie_id": movie_id, "title": _make_titles(rng, year), "genres": _join_genres(has_genre)},
     ).astype({"title": "str", "genres": "str"})

@@ -34,100 +34,73 @@ def _from_preset(preset: str, **chosen: Any) -> AlsConfig:
     return replace(PRESETS[preset], **{name: value for name, value in chosen.items() if value is not None})
 
 
-def _default(name: str) -> str:
-    values = ", ".join(f"{preset}: {getattr(config, name)}" for preset, config in PRESETS.items())
-    return f"[dim]\\[{values}][/dim]"
+def _option(panel: str, text: str, *names: str, default: str | bool = True) -> Any:
+    """Describe an option; ``default`` says in words what holds where it is not given."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=default)
+
+
+def _by_preset(name: str) -> str:
+    return ", ".join(f"{getattr(config, name)} in {preset}" for preset, config in PRESETS.items())
 
 
 DATA, MODEL, EVALUATION, OUTPUT = "Data", "Model", "Evaluation", "Output"
+EVALUATE_HELP = (
+    "all: both protocols on test. rated: that protocol alone. validation: both on validation, with test unseen. "
+    "none: no evaluation."
+)
 
 
 def main(
     data_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder with ratings.csv and movies.csv. "
-            "[dim]\\[$MOVIELENS_DIR, then data_small/, then download][/dim]",
-            rich_help_panel=DATA,
+        _option(
+            DATA,
+            "Folder with ratings.csv and movies.csv.",
+            default="$MOVIELENS_DIR, else data_small/, else a download",
         ),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            help=f"Insist on a data set by name, without fallback: {', '.join(DATASETS)}.", rich_help_panel=DATA
-        ),
+        _option(DATA, f"Insist on one, without fallback: {', '.join(DATASETS)}.", default="whatever is found"),
     ] = None,
-    synthetic_ratings: Annotated[
-        int, typer.Option(help="Size of the synthetic data set, where that is used.", rich_help_panel=DATA)
-    ] = 100_000,
-    min_rating: Annotated[
-        float, typer.Option(help="Least rating that counts as a positive.", rich_help_panel=DATA)
-    ] = MIN_RATING,
-    preset: Annotated[
-        str, typer.Option(help=f"Hyper-parameters to start from: {', '.join(PRESETS)}.", rich_help_panel=MODEL)
-    ] = "default",
-    factors: Annotated[
-        int | None, typer.Option(help=f"Length of the factors. {_default('factors')}", rich_help_panel=MODEL)
-    ] = None,
+    synthetic_ratings: Annotated[int, _option(DATA, "Size of the synthetic data set, where that is used.")] = 100_000,
+    min_rating: Annotated[float, _option(DATA, "Least rating that counts as a positive.")] = MIN_RATING,
+    preset: Annotated[str, _option(MODEL, f"Hyper-parameters to start from: {', '.join(PRESETS)}.")] = "default",
+    factors: Annotated[int | None, _option(MODEL, "Length of the factors.", default=_by_preset("factors"))] = None,
     regularization: Annotated[
-        float | None, typer.Option(help=f"λ of the loss. {_default('regularization')}", rich_help_panel=MODEL)
+        float | None, _option(MODEL, "λ of the loss.", default=_by_preset("regularization"))
     ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help=f"Confidence of a positive. {_default('alpha')}", rich_help_panel=MODEL)
-    ] = None,
-    iterations: Annotated[
-        int | None, typer.Option(help=f"Sweeps of the fit. {_default('iterations')}", rich_help_panel=MODEL)
-    ] = None,
-    random_state: Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=MODEL)] = 42,
+    alpha: Annotated[float | None, _option(MODEL, "Confidence of a positive.", default=_by_preset("alpha"))] = None,
+    iterations: Annotated[int | None, _option(MODEL, "Sweeps of the fit.", default=_by_preset("iterations"))] = None,
+    random_state: Annotated[int, _option(MODEL, "Seed of everything random.")] = 42,
     num_threads: Annotated[
-        int,
-        typer.Option(
-            help="Threads of the fit, 0 for all cores; the result does not depend on it.", rich_help_panel=MODEL
-        ),
+        int, _option(MODEL, "Threads of the fit, 0 for all cores; the result does not depend on it.")
     ] = 0,
-    device: Annotated[
-        Device, typer.Option(help="Where to fit; auto takes a CUDA device if there is one.", rich_help_panel=MODEL)
-    ] = "cpu",
-    evaluate: Annotated[
-        Evaluate,
-        typer.Option(
-            help="all: both protocols on test. rated: that protocol alone. validation: both on validation, with test "
-            "unseen. none: no evaluation.",
-            rich_help_panel=EVALUATION,
-        ),
-    ] = "all",
+    device: Annotated[Device, _option(MODEL, "Where to fit; auto takes a CUDA device if there is one.")] = "cpu",
+    evaluate: Annotated[Evaluate, _option(EVALUATION, EVALUATE_HELP)] = "all",
     export_run: Annotated[
         Path | None,
-        typer.Option(help="Folder for the held-out truths and rankings as TREC files.", rich_help_panel=EVALUATION),
+        _option(EVALUATION, "Folder for the held-out truths and rankings as TREC files.", default="not written"),
     ] = None,
     refit: Annotated[
-        bool,
-        typer.Option(
-            "--refit/--no-refit", help="Serve a fit on all data, or the rated test fit.", rich_help_panel=EVALUATION
-        ),
+        bool, _option(EVALUATION, "Serve a fit on all data, or the rated test fit.", "--refit/--no-refit")
     ] = True,
     artifacts_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to publish to. [dim]\\[$RECS_ARTIFACTS_DIR, then artifacts/][/dim]", rich_help_panel=OUTPUT
-        ),
+        Path | None, _option(OUTPUT, "Folder to publish to.", default="$RECS_ARTIFACTS_DIR, else artifacts")
     ] = None,
     if_needed: Annotated[
         bool,
-        typer.Option(
+        _option(
+            OUTPUT,
+            "Do nothing if a model is published, unless it is synthetic and real data is here now.",
             "--if-needed",
-            help="Do nothing if a model is published, unless it is synthetic and real data is here now.",
-            rich_help_panel=OUTPUT,
+            default="off",
         ),
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print warnings and errors only.", rich_help_panel=OUTPUT)
-    ] = False,
+    quiet: Annotated[bool, _option(OUTPUT, "Print warnings and errors only.", "--quiet", default="off")] = False,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json", help="Print one JSON object with version, metrics and timings instead.", rich_help_panel=OUTPUT
-        ),
+        _option(OUTPUT, "Print one JSON object with version, metrics and timings instead.", "--json", default="off"),
     ] = False,
 ) -> None:
     """Learn from MovieLens ratings, evaluate, and publish a model for the service.

@@ -103,12 +103,13 @@ def test_json_prints_one_object_that_names_the_version_and_the_metrics(train: Tr
 
 
 def test_help_documents_every_option_and_its_default() -> None:
-    output = CliRunner().invoke(cli, ["--help"], env={"COLUMNS": "200"}).output
+    output = CliRunner().invoke(cli, ["--help"], env={"COLUMNS": "250"}).output
     options = [parameter for parameter in cli.registered_commands[0].callback.__annotations__ if parameter != "return"]
     for option in options:
         flag = {"as_json": "--json"}.get(option, "--" + option.replace("_", "-"))
         assert flag in output
-    for default in ("[default: 100000]", "[default: 4.0]", "[default: 42]", "reference: 0.02", "[default: all]"):
+    assert output.count("[default: ") == len(options)
+    for default in ("100000", "4.0", "42", "0.02 in reference", "$MOVIELENS_DIR, else data_small/", "all", "refit"):
         assert default in output
 
 

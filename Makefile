@@ -40,12 +40,15 @@ format: $(VENV)/.dev     ## Format the code and mend what ruff can mend
 clean:           ## Remove the environment and caches; data and models stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# An environment whose making was interrupted has no pip, and is made anew.
+# An interpreter that is gone, after an upgrade of the system say, takes the stamps of its environment with it.
+$(shell test -x $(BIN)/python || rm -f $(BIN)/python* $(VENV)/.created $(VENV)/.runtime $(VENV)/.dev)
+
+# An environment without pip, because its making was interrupted say, is completed.
 $(VENV)/.created:
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }; \
 		echo "Creating $(VENV) with $(PYTHON) ..."; \
-		$(PYTHON) -m venv --clear $(VENV); }
+		$(PYTHON) -m venv $(VENV); }
 	@touch $@
 
 $(VENV)/.runtime: requirements.txt | $(VENV)/.created

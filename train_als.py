@@ -9,6 +9,7 @@ load → split → fit → evaluate → refit on everything → publish. This fi
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -151,10 +152,9 @@ def main(
     if not result["activated"]:
         raise typer.Exit(EXIT_NOT_ACTIVATED)
     if not if_needed:  # who asks for this goes on to serve by itself
-        place = (
-            "" if options.artifacts_dir == Path("artifacts") else f"  with RECS_ARTIFACTS_DIR={options.artifacts_dir}"
-        )
-        screen.say(f"\nNext:  python -m uvicorn app.main:app{place}")
+        is_default = options.artifacts_dir == settings.artifacts_dir
+        place = "" if is_default else f"RECS_ARTIFACTS_DIR={shlex.quote(str(options.artifacts_dir))} "
+        screen.say(f"\nNext:  {place}python -m uvicorn app.main:app")
         screen.say("       then open http://127.0.0.1:8000/docs")
 
 

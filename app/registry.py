@@ -7,6 +7,7 @@ complete version.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from app.artifacts import LoadedModel, TrainedModel, load_version, read_manifest, write_version
+from app.artifacts import LoadedModel, TrainedModel, load_version, verify_version, write_version
 from app.datasets.locate import SYNTHETIC
 from app.errors import ArtifactError, NoModelError
 
@@ -85,9 +86,11 @@ class Published:
 
 
 def prepare(artifacts_dir: Path) -> None:
-    """Create the folder that versions go to; ArtifactError if that cannot be done."""
+    """Create the folder that versions go to, and see that it can be written; ArtifactError if not."""
     try:
         (artifacts_dir / VERSIONS).mkdir(parents=True, exist_ok=True)
+        with FileLock(artifacts_dir / _LOCK):
+            pass
     except OSError as error:
         raise _unwritable(artifacts_dir, error) from error
 
@@ -128,9 +131,10 @@ def publish(artifacts_dir: Path, model: TrainedModel, why: str = "trained") -> P
                 activated = _may_activate(artifacts_dir, model.dataset)
                 if activated:
                     _replace_text(artifacts_dir / CURRENT, f"{version}\n")
-                    warnings = _follow(artifacts_dir, version, why)
+                    warnings += _follow(artifacts_dir, version, why)
             finally:
-                _remove_leftovers(artifacts_dir)
+                with contextlib.suppress(OSError):  # the next publisher tries again
+                    _remove_leftovers(artifacts_dir)
     except OSError as error:
         raise _unwritable(artifacts_dir, error) from error
     return Published(version, artifacts_dir / VERSIONS / version, activated, warnings)
@@ -144,16 +148,18 @@ def _unwritable(artifacts_dir: Path, error: OSError) -> ArtifactError:
 
 
 def _may_activate(artifacts_dir: Path, dataset: str) -> bool:
-    """Tell whether a model may become active: a synthetic one only where no version is of real data."""
-    published = (folder for folder in (artifacts_dir / VERSIONS).iterdir() if folder.is_dir())
-    return dataset != SYNTHETIC or all(_is_synthetic(folder) for folder in published)
+    """Tell whether a model may become active: a synthetic one only where no intact version of real data ever was."""
+    if dataset != SYNTHETIC:
+        return True
+    once_active = {line.split("\t")[1] for line in _read_history(artifacts_dir).splitlines() if line.count("\t") >= 2}
+    return not any(_is_intact_and_real(artifacts_dir / VERSIONS / version) for version in once_active)
 
 
-def _is_synthetic(folder: Path) -> bool:
+def _is_intact_and_real(folder: Path) -> bool:
     try:
-        return bool(read_manifest(folder)["dataset"] == SYNTHETIC)
+        return bool(verify_version(folder)["dataset"] != SYNTHETIC)
     except ArtifactError:
-        return True  # nobody can load it any more, so there is nothing to replace
+        return False  # nobody can load it, so there is nothing to replace
 
 
 def _write(artifacts_dir: Path, model: TrainedModel) -> str:
@@ -185,6 +191,7 @@ def _unused_name(artifacts_dir: Path, moment: datetime, digest: str) -> str:
 def _follow(artifacts_dir: Path, version: str, why: str | None) -> tuple[str, ...]:
     """Bring HISTORY and the flat view in line with CURRENT, which has moved already: failing here undoes nothing."""
     try:
+        _flush(artifacts_dir)
         if why is not None:
             _record(artifacts_dir, version, why)
         _refresh_flat_view(artifacts_dir, version)
@@ -250,7 +257,6 @@ def _replace_text(path: Path, text: str) -> None:
     temporary.write_text(text, encoding="ascii")
     _flush(temporary)
     temporary.replace(path)
-    _flush(path.parent)
 
 
 def _flush(path: Path) -> None:

@@ -6,6 +6,7 @@ which options there are and what an error means for the exit status is the comma
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,10 +75,11 @@ class Training:
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate, publish; return what ``--json`` prints."""
+        self.require_export_folder()
         dataset = self.load()
         liked = core.positives(dataset.ratings, self.options.min_rating)
         tasks, split = self.split(dataset, liked)
-        self.require_writable_folders()
+        registry.prepare(self.options.artifacts_dir)  # before the fits, not after them
         fits = self.fit(tasks)
         metrics = self.evaluate(split, tasks, fits)
         model = self.assemble(dataset, liked, tasks, fits, metrics)
@@ -90,7 +92,7 @@ class Training:
             "n_ratings": len(dataset.ratings),
             "n_users": len(model.users),
             "n_items": len(model.items),
-            "warnings": list(dataset.warnings),
+            "warnings": [*dataset.warnings, *published.warnings],
             "metrics": model.metrics,
             "seconds": {part: round(seconds, 4) for part, seconds in self.seconds.items()},
         }
@@ -115,12 +117,12 @@ class Training:
         screen.done(f"Loaded {len(dataset.ratings):,} ratings, {len(dataset.movies):,} movies ({dataset.name})")
         return dataset
 
-    def require_writable_folders(self) -> None:
-        """Find out before the fits, not after them."""
-        registry.prepare(self.options.artifacts_dir)
+    def require_export_folder(self) -> None:
         if self.options.export_run:
             try:
                 self.options.export_run.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.options.export_run):
+                    pass
             except OSError as error:
                 raise ConfigError(f"--export-run names no folder that can be written: {error}") from error
 
@@ -180,7 +182,10 @@ class Training:
         with self.screen.progress(f"protocol {task.protocol}", len(scorers)) as advance:
             result = evaluation.evaluate(task, scorers, seed, on_model=advance)
         if self.options.export_run and task.protocol == "rated":
-            evaluation.write_trec(self.options.export_run, task, result.runs)
+            try:
+                evaluation.write_trec(self.options.export_run, task, result.runs)
+            except OSError as error:
+                raise ArtifactError(f"the rankings cannot be written to {self.options.export_run}: {error}") from error
         return replace(result, runs={})  # the lists of all users are large, and written if they were wanted
 
     def assemble(
@@ -252,7 +257,7 @@ def find_up_to_date(options: Options, screen: Screen) -> LoadedModel | None:
     A new one is needed where none is active, where it is damaged or not of the data set that is insisted on, and where
     it is synthetic although real data is on this machine by now. A folder that was named must hold ratings in any case.
     """
-    found = find_local(
+    found = options.dataset != SYNTHETIC and find_local(
         data_dir=options.data_dir, movielens_dir=options.movielens_dir, default_dir=options.default_data_dir
     )
     try:
@@ -288,9 +293,9 @@ _SYNTHETIC_NOTICE = (
     "https://grouplens.org/datasets/movielens/ and run: python train_als.py --data-dir FOLDER"
 )
 _NOT_ACTIVATED_NOTICE = (
-    "A version trained on real data is published here, and a synthetic one does not replace it; it stands beside it. "
-    "To serve real data, train on it. To try the synthetic model, train into another folder: "
-    "python train_als.py --dataset synthetic --artifacts-dir FOLDER"
+    "A version trained on real data has been active here, and a synthetic one does not replace it; it stands beside "
+    "it. If no version is active now, train on real data, or write the real version's name into CURRENT. To try the "
+    "synthetic model, train into another folder: python train_als.py --dataset synthetic --artifacts-dir FOLDER"
 )
 
 

@@ -8,6 +8,13 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def no_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the settings of the developer's own service out of the tests, and the tests out of its artifacts."""
+    for name in [name for name in os.environ if name.startswith("RECS_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def movielens_dir() -> Path:
     """Folder of the real ml-latest-small; without it the test is skipped, under CI=true it fails."""

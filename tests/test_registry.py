@@ -157,9 +157,10 @@ def test_synthetic_data_never_replaces_real_data(
     assert recorded(folder)[-1] == (active.version, "trained")
 
 
-def test_a_synthetic_model_replaces_one_that_cannot_be_loaded(folder: Path) -> None:
+@pytest.mark.parametrize("damaged", [MANIFEST, "als.npz"])
+def test_a_synthetic_model_replaces_one_that_cannot_be_loaded(folder: Path, damaged: str) -> None:
     published = publish(folder, OLD)
-    (published.folder / MANIFEST).unlink()
+    (published.folder / damaged).unlink()
     assert publish(folder, make_model(dataset=SYNTHETIC)).activated
     assert load_current(folder).manifest["dataset"] == SYNTHETIC
 
@@ -168,6 +169,14 @@ def test_a_synthetic_model_does_not_replace_a_real_one_that_a_damaged_pointer_hi
     publish(folder, make_model(dataset="ml-latest-small"))
     (folder / CURRENT).write_text("garbage")
     assert not publish(folder, make_model(dataset=SYNTHETIC)).activated
+
+
+def test_a_synthetic_model_may_stand_beside_a_real_one_that_was_never_active(folder: Path) -> None:
+    """As left by a publisher that died just before it moved CURRENT."""
+    publish(folder, OLD)
+    (folder / CURRENT).unlink()
+    (folder / HISTORY).unlink()
+    assert publish(folder, make_model(dataset=SYNTHETIC)).activated
 
 
 @pytest.mark.parametrize("blocked", ["als.npz", HISTORY])

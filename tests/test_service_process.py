@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -34,6 +35,9 @@ def environment(artifacts_dir: Path) -> dict[str, str]:
     return {**os.environ, "RECS_ARTIFACTS_DIR": str(artifacts_dir)}
 
 
+get = partial(httpx.get, trust_env=False)  # no proxy stands between us and ourselves
+
+
 @dataclass
 class Server:
     process: subprocess.Popen[str]
@@ -44,7 +48,7 @@ class Server:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                httpx.get(f"{self.url}/livez")
+                get(f"{self.url}/livez")
             except httpx.TransportError:
                 time.sleep(0.05)
             else:
@@ -60,7 +64,12 @@ def start(artifacts_dir: Path, log: Path) -> Server:
             command, cwd=ROOT, env=environment(artifacts_dir), stdout=output, stderr=output, text=True
         )
     server = Server(process, f"http://127.0.0.1:{port}", log)
-    server.wait_until_it_answers()
+    try:
+        server.wait_until_it_answers()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     return server
 
 
@@ -82,8 +91,8 @@ def server(artifacts_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def test_it_answers_what_the_published_model_says(server: Server, artifacts_dir: Path) -> None:
     model = load_current(artifacts_dir)
-    assert httpx.get(f"{server.url}/health").json()["version"] == model.version
-    answer = httpx.get(f"{server.url}/recommend?user_id=1&k=5").json()
+    assert get(f"{server.url}/health").json()["version"] == model.version
+    answer = get(f"{server.url}/recommend?user_id=1&k=5").json()
     ranking = Recommender(model).recommend(1, 5)
     assert [result["movie_id"] for result in answer["results"]] == model.items.ids[ranking.item_indices].tolist()
     assert model.version in server.log.read_text()
@@ -109,7 +118,7 @@ def test_200_requests_at_once_are_all_answered_correctly(server: Server, artifac
 
 async def ask_all(url: str, asked: list[tuple[str, int]]) -> list[httpx.Response]:
     limits = httpx.Limits(max_connections=200)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
+    async with httpx.AsyncClient(trust_env=False, base_url=url, limits=limits, timeout=30) as client:
         paths = [
             f"/recommend?user_id={number}&k=7"
             if kind == "known"
@@ -135,7 +144,7 @@ def test_sigterm_ends_it_in_good_order(artifacts_dir: Path, tmp_path: Path) -> N
 def test_without_a_model_it_runs_and_logs_the_remedy(tmp_path: Path) -> None:
     server = start(tmp_path / "none", tmp_path / "log")
     try:
-        assert httpx.get(f"{server.url}/readyz").status_code == 503
+        assert get(f"{server.url}/readyz").status_code == 503
         assert "python train_als.py" in server.log.read_text()
     finally:
         server.process.kill()

@@ -105,8 +105,8 @@ def _make_catalogue(rng: np.random.Generator, n_movies: int) -> _Catalogue:
     year = rng.permutation(2017 - (90 * np.linspace(0, 1, n_movies, endpoint=False) ** 2.2).astype(np.int64))
     affinity = _draw_affinity(rng, has_genre)
     quality = rng.normal(0, 0.4, n_movies)
-    # Movies 1, 2 and 3 are good and popular: everybody's examples ask for them, as for Toy Story in MovieLens.
-    quality[:3] = 1.0
+    # Movies 1, 2 and 3 are good, popular and not too new: everybody's examples ask for them.
+    quality[:3], year[:3] = 1.0, 1990
     rank = np.concatenate([np.arange(3), 3 + rng.permutation(n_movies - 3)])
     # Better movies are seen more; the shift by n / 200 flattens the head as in MovieLens.
     popularity = (rank + 1 + n_movies / 200) ** -1.4 * np.exp(0.8 * quality)

@@ -26,7 +26,7 @@ router = APIRouter(tags=["recommendations"])
 async def recommend(request: Request, user_id: UserId, k: K = 10) -> UserRecommendations:
     """Recommend movies that the user has not rated.
 
-    `source` is `als`, or `popular` for a user without a rating of 4 or more. An unknown user is 404.
+    `source` is `als`, or `popular` for a user without positives (ratings of 4 or more). An unknown user is 404.
     """
     recommender = recommender_of(request)
     ranking = recommender.recommend(user_id, k)

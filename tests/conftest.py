@@ -18,7 +18,7 @@ def no_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def movielens_dir() -> Path:
     """Folder of the real ml-latest-small; without it the test is skipped, under CI=true it fails."""
-    folder = Path(os.environ.get("MOVIELENS_DIR", "data_small/ml-latest-small"))
+    folder = Path(os.environ.get("MOVIELENS_DIR", "data_small/ml-latest-small")).resolve()
     if (folder / "ratings.csv").is_file():
         return folder
     reason = f"real MovieLens data not found in {folder}; set MOVIELENS_DIR to a folder with ratings.csv"

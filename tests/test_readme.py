@@ -45,7 +45,7 @@ def test_options_that_readme_names_exist() -> None:
     callback = cli.registered_commands[0].callback
     assert callback is not None
     known = {"--" + name.replace("_", "-") for name in callback.__annotations__} | {"--json", "--no-refit", "--help"}
-    of_other_programs = {"--workers", "--rm"}
+    of_other_programs = {"--workers", "--rm", "--rounds"}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) - of_other_programs <= known
 
 

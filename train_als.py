@@ -106,7 +106,7 @@ def main(
 ) -> None:
     """Learn from MovieLens ratings, evaluate, and publish a model for the service.
 
-    Exit status: 0 published; 1 could not publish; 2 bad input or options, nothing changed; 3 published but not
+    Exit status: 0 published; 1 could not publish; 2 bad input or options, nothing published; 3 published but not
     activated.
     """
     screen = Screen(quiet=quiet or as_json)

@@ -109,8 +109,8 @@ def fit_als(user_items: sp.csr_matrix, config: AlsConfig, on_iteration: Callable
     Raises
     ------
     ConfigError
-        If the matrix has no entries or one that is not a number greater than 0, or a GPU is asked for and there is
-        none.
+        If the matrix has no entries or one that is not a number greater than 0, if the factors overflow, or if a GPU
+        is asked for and there is none.
 
     References
     ----------

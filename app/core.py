@@ -1,7 +1,7 @@
 """What the offline half and the service must agree on: loading, positives, the split, id maps, the sparse matrix.
 
-``datasets ─▶ core ─▶ als, protocols``. Nothing here learns, scores or writes. pandas is imported only where ratings are
-loaded, because the service shares the id maps and needs no table.
+``datasets ─▶ core ─▶ als, protocols``. Nothing here learns, scores or writes. pandas is imported only when ratings are
+read, because the service shares the id maps and needs no table.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
-from app.datasets.locate import SYNTHETIC
+from app.datasets.locate import SYNTHETIC, Source, read
 from app.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from app.datasets.locate import Source
 
 MIN_RATING = 4.0  # a rating of at least this is a positive
 UNKNOWN = -1  # the index of an id that a map does not hold
@@ -110,8 +108,6 @@ def load(source: Source, *, n_ratings: int = 100_000, random_state: int = 42) ->
     DataError
         If a file is missing or holds something that is not MovieLens; the message names file, row, value and remedy.
     """
-    from app.datasets.locate import read  # here, because it imports pandas
-
     name, raw = read(source, n_ratings=n_ratings, random_state=random_state)
     ratings, n_duplicates = _keep_latest(raw.ratings)
     movies, n_untitled = _complete_movies(raw.movies, raw.links, ratings)

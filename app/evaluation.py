@@ -1,7 +1,7 @@
 """Offline evaluation: rank a task with a model, measure the ranking, say how sure the figures are.
 
 ``RankingTask + Scorer ─▶ Run ─▶ metrics``. Metrics are computed from the very lists that ``write_trec`` exports, so
-that anyone can check them with other tools. Nothing here fits a model or knows where its scores come from.
+that anyone can check them with other tools. Nothing here fits a model.
 """
 
 from __future__ import annotations

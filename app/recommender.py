@@ -20,7 +20,7 @@ from app.core import UNKNOWN
 from app.errors import UnknownUserError
 from app.ranking import EXCLUDED, PADDING, top_k
 
-Source = Literal["als", "fold_in", "popular"]
+ListSource = Literal["als", "fold_in", "popular"]  # what ordered a list
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Ranking:
     are ids of the request that are not in the catalogue.
     """
 
-    source: Source
+    source: ListSource
     item_indices: NDArray[np.int64]
     scores: NDArray[np.float32]
     ignored: tuple[int, ...] = ()
@@ -99,7 +99,7 @@ class Recommender:
 
     def _rank(
         self,
-        source: Source,
+        source: ListSource,
         scores: NDArray[np.float32],
         seen: NDArray[np.integer],
         k: int,

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.recommender import ListSource
+
 _TOY_STORY = {
     "movie_id": 1,
     "title": "Toy Story (1995)",
@@ -47,7 +49,7 @@ class RecommendationList(BaseModel):
     k: int = Field(description="How many movies were asked for.")
     n_results: int = Field(description="How many there are: fewer than k where fewer are left to recommend.")
     version: str = Field(description="The model version that answered.")
-    source: Literal["als", "fold_in", "popular"] = Field(description="What ordered the list.")
+    source: ListSource = Field(description="What ordered the list.")
     results: list[MovieResult]
 
 

@@ -288,9 +288,9 @@ def _widen(task: RankingTask, factors: Factors, users: core.IdMap) -> tuple[sp.c
 
 _PROVENANCE = {True: "the metrics are those of the held-out fits", False: "not evaluated"}
 _SYNTHETIC_NOTICE = (
-    "These ratings are generated: MovieLens is not on this machine and was not asked for, or could not be downloaded. "
-    "Everything works, but no recommendation means anything. For real ones, unpack ml-latest-small.zip from "
-    "https://grouplens.org/datasets/movielens/ and run: python train_als.py --data-dir FOLDER"
+    "These ratings are generated, because that was asked for, or because MovieLens is neither on this machine nor "
+    "could be downloaded. Everything works, but no recommendation means anything. For real ones, unpack "
+    "ml-latest-small.zip from https://grouplens.org/datasets/movielens/ and run: python train_als.py --data-dir FOLDER"
 )
 _NOT_ACTIVATED_NOTICE = (
     "A version trained on real data has been active here, and a synthetic one does not replace it; it stands beside "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +19,14 @@ import typer
 from pydantic import ValidationError
 
 from app.als import PRESETS, AlsConfig, Device
-from app.console import Screen
+from app.console import N_STEPS, Screen
 from app.core import MIN_RATING
 from app.datasets.locate import DATASETS
 from app.errors import ArtifactError, ConfigError, RecommenderError
+from app.evaluation import BASELINES
+from app.options import Evaluate, Options, SplitName
 from app.settings import Settings
-from app.training import Evaluate, Options, Training, find_up_to_date
+from app.training import Training, find_up_to_date
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NOT_ACTIVATED = 1, 2, 3
 
@@ -33,6 +35,11 @@ def _from_preset(preset: str, **chosen: Any) -> AlsConfig:
     if preset not in PRESETS:
         raise ConfigError(f"--preset is {preset!r}; expected one of {', '.join(PRESETS)}")
     return replace(PRESETS[preset], **{name: value for name, value in chosen.items() if value is not None})
+
+
+def _names(baselines: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in baselines.split(",") if name.strip()))
+    return () if names == ("none",) else names
 
 
 def _option(panel: str, text: str, *names: str, default: str | bool = True) -> Any:
@@ -46,8 +53,8 @@ def _by_preset(name: str) -> str:
 
 DATA, MODEL, EVALUATION, OUTPUT = "Data", "Model", "Evaluation", "Output"
 EVALUATE_HELP = (
-    "all: both protocols on test. rated: that protocol alone. validation: both on validation, with test unseen. "
-    "none: no evaluation."
+    "all: every protocol of the split, and cold start, on test. rated: that protocol alone. validation: on validation, "
+    "with test unseen. none: no evaluation."
 )
 
 
@@ -73,16 +80,48 @@ def main(
     ] = None,
     alpha: Annotated[float | None, _option(MODEL, "Confidence of a positive.", default=_by_preset("alpha"))] = None,
     iterations: Annotated[int | None, _option(MODEL, "Sweeps of the fit.", default=_by_preset("iterations"))] = None,
+    grading: Annotated[
+        float | None,
+        _option(MODEL, "How much more a higher rating counts, 0 to below 1.", default=_by_preset("grading")),
+    ] = None,
+    half_life: Annotated[
+        float | None,
+        _option(
+            MODEL, "Half-life of a positive in its user's factor, in movies; 0: none.", default=_by_preset("half_life")
+        ),
+    ] = None,
     random_state: Annotated[int, _option(MODEL, "Seed of everything random.")] = 42,
     num_threads: Annotated[
         int, _option(MODEL, "Threads of the fit, 0 for all cores; the result does not depend on it.")
     ] = 0,
     device: Annotated[Device, _option(MODEL, "Where to fit; auto takes a CUDA device if there is one.")] = "cpu",
-    evaluate: Annotated[Evaluate, _option(EVALUATION, EVALUATE_HELP)] = "all",
+    split: Annotated[
+        SplitName,
+        _option(EVALUATION, "leave-one-out: each user's last positives. temporal: all after one moment."),
+    ] = "leave-one-out",
+    evaluate: Annotated[
+        Evaluate | None, _option(EVALUATION, EVALUATE_HELP, default="all, with --tune validation")
+    ] = None,
+    baselines: Annotated[str, _option(EVALUATION, "Models to compare with, comma-separated, or none.")] = ",".join(
+        BASELINES
+    ),
     export_run: Annotated[
         Path | None,
         _option(EVALUATION, "Folder for the held-out truths and rankings as TREC files.", default="not written"),
     ] = None,
+    tune: Annotated[
+        int | None,
+        _option(
+            EVALUATION,
+            "Search hyper-parameters on validation with N more trials, print the best, and publish nothing.",
+            default="off",
+        ),
+    ] = None,
+    study: Annotated[
+        Path | None,
+        _option(EVALUATION, "File of the search, which goes on where it ended.", default="artifacts/tuning.sqlite3"),
+    ] = None,
+    report: Annotated[bool, _option(OUTPUT, "Draw report/index.html into the version.", "--report/--no-report")] = True,
     refit: Annotated[
         bool, _option(EVALUATION, "Serve a fit on all data, or the rated test fit.", "--refit/--no-refit")
     ] = True,
@@ -109,7 +148,7 @@ def main(
     Exit status: 0 published; 1 could not publish; 2 bad input or options, nothing published; 3 published but not
     activated.
     """
-    screen = Screen(quiet=quiet or as_json)
+    screen = Screen(quiet=quiet or as_json, n_steps=N_STEPS if tune is None else 2)
     try:
         settings = Settings()
         config = _from_preset(
@@ -118,6 +157,8 @@ def main(
             regularization=regularization,
             alpha=alpha,
             iterations=iterations,
+            grading=grading,
+            half_life=half_life,
             random_state=random_state,
             num_threads=num_threads,
             device=device,
@@ -129,8 +170,13 @@ def main(
             dataset=dataset,
             synthetic_ratings=synthetic_ratings,
             min_rating=min_rating,
-            evaluate=evaluate,
+            split=split,
+            evaluate=evaluate or ("all" if tune is None else "validation"),
+            baselines=_names(baselines),
             export_run=export_run,
+            report=report,
+            tune=tune,
+            study=study,
             refit=refit,
             artifacts_dir=artifacts_dir or settings.artifacts_dir,
             movielens_dir=settings.movielens_dir,
@@ -143,7 +189,13 @@ def main(
             return
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_args, **_kwargs: screen.warn(str(message))
-            result = Training(options, screen, show_progress=not (quiet or as_json)).run()
+            training = Training(options, screen, show_progress=not (quiet or as_json))
+            if tune is not None:
+                tuned = training.search()
+                if as_json:
+                    _print_json({**asdict(tuned), "stored": str(tuned.stored), "trained": False})
+                return
+            result = training.run()
     except (RecommenderError, ValidationError) as error:
         screen.error(str(error))
         raise typer.Exit(EXIT_FAILED if isinstance(error, ArtifactError) else EXIT_BAD_INPUT) from error

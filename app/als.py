@@ -1,15 +1,19 @@
-"""Alternating least squares: fit on a matrix of positives, and fold a history into a user's factor.
+"""Alternating least squares: learn from positives, and fold a history into a user's factor.
 
-``core.build_user_items ─▶ fit_als ─▶ Factors ─▶ artifacts``; ``solve_user_factor`` also serves unseen users online. The
-fit itself is ``implicit``'s; what one must know about it is handled here and nowhere else. It is imported when a fit
-begins, so the service does not load it.
+``core.Positives ─▶ learn ─▶ Factors ─▶ artifacts``. ``learn`` fits all factors (``fit_als``) and then solves each
+user's once more, so that recent positives count most (``solve_user_factors``); ``solve_user_factor`` also serves unseen
+users online. The fit itself is ``implicit``'s; what one must know about it is handled here and nowhere else. It is
+imported when a fit begins, so the service does not load it.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +21,11 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from app.core import Positives
 from app.errors import ConfigError
+
+_MIN_REGULARIZATION = 1e-6  # far less is lost in float64 beside YᵀCY
+_USERS_PER_BLOCK = 256  # that one thread solves at a time
 
 Device = Literal["cpu", "gpu", "auto"]
 DEVICES: tuple[Device, ...] = ("cpu", "gpu", "auto")
@@ -27,20 +35,27 @@ DEVICES: tuple[Device, ...] = ("cpu", "gpu", "auto")
 class AlsConfig:
     """Hyper-parameters of one fit.
 
-    The loss is Σ_ui c_ui (p_ui − x_uᵀy_i)² + λ(‖X‖² + ‖Y‖²), with c = alpha·r for observed entries of value r and c = 1
+    The loss is Σ_ui c_ui (p_ui − x_uᵀy_i)² + λ(‖X‖² + ‖Y‖²), with c = alpha·g for observed entries of grade g and c = 1
     for all others; p is 1 where observed, else 0. It is not the paper's c = 1 + alpha·r, and λ is not scaled by counts.
+    The grade is g = 1 + grading·s, s the strength of the positive (``core.Positives``). After the fit each user's
+    factor is solved once more with c = alpha·g·½^(n/half_life), n the number of that user's later positives.
 
     Parameters
     ----------
     factors : int
         Length of a factor, at least 1.
     regularization : float
-        λ, greater than 0, which keeps every user's normal equations solvable.
+        λ, at least 1e-6, which keeps every user's normal equations solvable.
     alpha : float
-        Confidence of an observed entry of value 1, greater than 0. On binary data ``alpha = 1`` weighs positives like
-        the unobserved.
+        Confidence of a positive of grade 1, greater than 0. Ungraded, ``alpha = 1`` weighs positives like the
+        unobserved.
     iterations : int
         Sweeps over items and users, at least 1.
+    grading : float
+        How much more a higher rating counts, 0 (not at all) to below 1: with .5 a 4.0 counts half as much as a 4.5, and
+        a 5.0 half as much again.
+    half_life : float
+        Half-life of a positive's confidence in the user's own factor, in movies; 0 leaves the factor as it was fitted.
     random_state : int
         Seed of the initial factors, 0 to 2³² − 1.
     num_threads : int
@@ -49,12 +64,15 @@ class AlsConfig:
         ``auto`` takes a CUDA device if there is one. On a GPU, results are not repeatable to the bit.
     """
 
-    # Of 120 settings on validation (ml-latest-small, protocol rated, 3 seeds: `python benchmarks/grid.py`) the best
-    # with 64 factors: NDCG@20 .0808, the reference .0728. 128 factors with alpha 3 gain .0005, for twice the memory.
-    factors: int = 64
-    regularization: float = 10.0
+    # Chosen on validation: on ml-latest-small, protocol rated, four earlier positives of each user, mean NDCG@20
+    # (`benchmarks/settings.py`). Recency lifts it from .090 to .114; half-lives of 2 and 3 are alike, 1 and 5 worse.
+    # 128 factors are better than 64 (.109) on three positives of four, 192 no better; 15 iterations no better than 10.
+    factors: int = 128
+    regularization: float = 20.0
     alpha: float = 7.0
-    iterations: int = 15
+    iterations: int = 10
+    grading: float = 0.5
+    half_life: float = 2.0
     random_state: int = 42
     num_threads: int = 0
     device: Device = "cpu"
@@ -64,11 +82,15 @@ class AlsConfig:
         _require_int("iterations", self.iterations, 1, 10_000)
         _require_int("random_state", self.random_state, 0, 2**32 - 1)
         _require_int("num_threads", self.num_threads, 0, 1024)
-        for name in ("regularization", "alpha"):
-            value = getattr(self, name)
-            is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-            if not (is_number and 0 < value < np.inf):
-                raise ConfigError(f"{name} is {value!r}; expected a finite number greater than 0")
+        if not (_is_number(self.regularization) and _MIN_REGULARIZATION <= self.regularization < np.inf):
+            found = f"regularization is {self.regularization!r}"
+            raise ConfigError(f"{found}; expected a finite number of at least {_MIN_REGULARIZATION:g}")
+        if not (_is_number(self.alpha) and 0 < self.alpha < np.inf):
+            raise ConfigError(f"alpha is {self.alpha!r}; expected a finite number greater than 0")
+        if not (_is_number(self.grading) and 0 <= self.grading < 1):
+            raise ConfigError(f"grading is {self.grading!r}; expected a number from 0 to below 1")
+        if not (_is_number(self.half_life) and 0 <= self.half_life < np.inf):
+            raise ConfigError(f"half_life is {self.half_life!r}; expected a number of movies, or 0 for no recency")
         if self.device not in DEVICES:
             raise ConfigError(f"device is {self.device!r}; expected one of {', '.join(DEVICES)}")
 
@@ -89,16 +111,75 @@ class Factors:
     item_factors: NDArray[np.float32]
 
 
-def fit_als(user_items: sp.csr_matrix, config: AlsConfig, on_iteration: Callable[[], object] | None = None) -> Factors:
-    """Factorise positives by implicit-feedback ALS.
+@dataclass(frozen=True)
+class Iteration:
+    """Where a fit stands after an iteration.
+
+    ``number`` counts from 1; ``loss`` is that of ``AlsConfig``, divided by Σ_ui c_ui; ``factors()`` are the fitted ones
+    as they stand now, which the next iteration may change in place.
+    """
+
+    number: int
+    loss: float
+    factors: Callable[[], Factors]
+
+
+OnIteration = Callable[[Iteration], object]
+
+
+def learn(positives: Positives, config: AlsConfig, on_iteration: OnIteration | None = None) -> Factors:
+    """Learn everything that is served: fit, then solve each user's factor with recency (``AlsConfig.half_life``).
+
+    Parameters and errors are those of ``fit_als``, which is given the graded positives.
+
+    Returns
+    -------
+    Factors
+        Users without positives have the factor 0.
+    """
+    fitted = fit_als(positives.with_values(grade(positives.strength, config)), config, on_iteration)
+    return weigh_recent(fitted, positives, config)
+
+
+def weigh_recent(fitted: Factors, positives: Positives, config: AlsConfig) -> Factors:
+    """Solve each user's factor once more with recency, given the item factors of a fit on the same positives."""
+    if config.half_life == 0:
+        return fitted
+    values = confidence(positives, config) * recency(positives.n_later, config.half_life)
+    user_factors = solve_user_factors(
+        fitted.item_factors, positives.with_values(values), config.regularization, config.num_threads
+    )
+    return Factors(user_factors, fitted.item_factors)
+
+
+def grade(strength: NDArray[np.float32], config: AlsConfig) -> NDArray[np.float64]:
+    """Return g = 1 + grading·s of each positive; its mean over the scale of ratings is 1."""
+    return 1.0 + config.grading * strength.astype(np.float64)
+
+
+def confidence(positives: Positives, config: AlsConfig) -> NDArray[np.float64]:
+    """Return c = alpha·g of each positive, of shape (nnz,): without recency."""
+    return config.alpha * grade(positives.strength, config)
+
+
+def recency(n_later: NDArray[np.int32], half_life: float) -> NDArray[np.float64]:
+    """Return ½^(n/half_life), 1 for the newest positive; all 1 if ``half_life`` is 0, which stands for none."""
+    if half_life == 0:
+        return np.ones(len(n_later))
+    weights: NDArray[np.float64] = 0.5 ** (n_later / half_life)
+    return weights
+
+
+def fit_als(user_items: sp.csr_matrix, config: AlsConfig, on_iteration: OnIteration | None = None) -> Factors:
+    """Factorise graded positives by implicit-feedback ALS.
 
     Parameters
     ----------
     user_items : csr_matrix of shape (n_users, n_items), float32
-        Grade r of each observed entry, greater than 0; 1 for binary data.
+        Grade g of each observed entry, greater than 0; 1 for binary data.
     config : AlsConfig
     on_iteration : callable, optional
-        Called after each iteration, for a progress bar.
+        Called after each iteration, for a progress bar or to stop the fit by an exception.
 
     Returns
     -------
@@ -118,21 +199,47 @@ def fit_als(user_items: sp.csr_matrix, config: AlsConfig, on_iteration: Callable
     "Applications of the Conjugate Gradient Method for Implicit Feedback Collaborative Filtering" (RecSys 2011).
     """
     _check_user_items(user_items, config.alpha)
-    # Before the limit below: implicit loads another BLAS, and a limit holds only for what is loaded already.
-    create_model = _import_implicit(config)
+    create_model = _import_implicit(config, track_loss=on_iteration is not None)
     from implicit.recommender_base import ModelFitError
 
     # Around the constructor too, which is where implicit checks. Its own threads already use the cores.
-    with threadpool_limits(1, "blas"):
+    with _one_blas_thread():
         model = create_model()
         # implicit solves rows first, then columns. Items as rows puts users last in each iteration
         # (docs/decisions/0001).
         item_users = (user_items * np.float32(config.alpha)).T.tocsr()
         try:
-            model.fit(item_users, show_progress=False, callback=_per_iteration(on_iteration))
+            model.fit(item_users, show_progress=False, callback=_per_iteration(model, on_iteration))
         except ModelFitError as error:
             raise ConfigError(f"the factors overflow with {config}; use a smaller alpha") from error
-    return Factors(user_factors=_to_array(model.item_factors), item_factors=_to_array(model.user_factors))
+    return _factors_of(model)
+
+
+@contextmanager
+def side_by_side(n_fits: int, config: AlsConfig) -> Iterator[tuple[ThreadPoolExecutor, AlsConfig]]:
+    """Share the threads among fits that run at the same time, which gains more than threads within a small fit.
+
+    Yields
+    ------
+    pool : ThreadPoolExecutor
+        To run the fits in; a GPU takes one at a time.
+    config : AlsConfig
+        The given one with each fit's share of the threads. The results do not depend on it.
+    """
+    n_threads = config.num_threads or os.cpu_count() or 1
+    n_workers = 1 if uses_gpu(config.device) else min(n_fits, n_threads)
+    # Once around all of them: each would lift the others' limit when it ends.
+    with _one_blas_thread(), ThreadPoolExecutor(n_workers) as pool:
+        yield pool, replace(config, num_threads=n_threads // n_workers)
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Hold BLAS to one thread: the last bits of its products depend on their number."""
+    import implicit.cpu.als  # noqa: F401 - brings a BLAS of its own, and a limit holds only for what is loaded
+
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 def gramian(item_factors: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -162,7 +269,7 @@ def solve_user_factor(
     item_indices : ndarray of shape (n_liked,), int
         Rows of Y that the user liked, each once.
     confidence : ndarray of shape (n_liked,), float
-        c of each liked item, greater than 0.
+        c of each liked item, at least 0.
     regularization : float
         λ, greater than 0.
 
@@ -180,6 +287,46 @@ def solve_user_factor(
     normal = gramian + (liked.T * (c - 1.0)) @ liked  # YᵀCY = YᵀY + Yᵀ(C−I)Y
     normal[np.diag_indices_from(normal)] += regularization
     return np.linalg.solve(normal, liked.T @ c).astype(np.float32)
+
+
+def solve_user_factors(
+    item_factors: NDArray[np.float32], confidence: sp.csr_matrix, regularization: float, num_threads: int = 0
+) -> NDArray[np.float32]:
+    """Solve the factor of every user, each by ``solve_user_factor``, in parallel.
+
+    Parameters
+    ----------
+    item_factors : ndarray of shape (n_items, factors), float32
+    confidence : csr_matrix of shape (n_users, n_items), float32
+        c of each positive.
+    regularization : float
+        λ, greater than 0.
+    num_threads : int
+        0 for all cores; it never changes a bit of the result.
+
+    Returns
+    -------
+    ndarray of shape (n_users, factors), float32
+        Zeros for users without positives.
+    """
+    solved = np.zeros((confidence.shape[0], item_factors.shape[1]), dtype=np.float32)
+
+    def solve(users: NDArray[np.int64]) -> None:
+        for user in users:
+            row = slice(confidence.indptr[user], confidence.indptr[user + 1])
+            solved[user] = solve_user_factor(
+                item_factors, shared, confidence.indices[row], confidence.data[row], regularization
+            )
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+        shared = gramian(item_factors)
+        with_positives = np.flatnonzero(np.diff(confidence.indptr))
+        list(pool.map(solve, np.array_split(with_positives, len(with_positives) // _USERS_PER_BLOCK + 1)))
+    return solved
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _require_int(name: str, value: object, low: int, high: int) -> None:
@@ -200,7 +347,7 @@ def _check_user_items(user_items: sp.csr_matrix, alpha: float) -> None:
         )
 
 
-def _import_implicit(config: AlsConfig) -> Callable[[], Any]:
+def _import_implicit(config: AlsConfig, track_loss: bool) -> Callable[[], Any]:
     """Load implicit for the device and return what makes its model; alpha is in the matrix, so it is 1 there."""
     options: dict[str, Any] = {
         "factors": config.factors,
@@ -208,6 +355,7 @@ def _import_implicit(config: AlsConfig) -> Callable[[], Any]:
         "alpha": 1.0,
         "iterations": config.iterations,
         "random_state": int(config.random_state),  # a RandomState object breaks implicit's seeding
+        "calculate_training_loss": track_loss,
     }
     if uses_gpu(config.device):
         from implicit.gpu.als import AlternatingLeastSquares as GpuAls
@@ -229,12 +377,17 @@ def uses_gpu(device: Device) -> bool:
     return bool(implicit.gpu.HAS_CUDA)
 
 
-def _per_iteration(on_iteration: Callable[[], object] | None) -> Callable[[int, float, float | None], None]:
-    def callback(_iteration: int, _seconds: float, _loss: float | None) -> None:
-        if on_iteration is not None:
-            on_iteration()
+def _per_iteration(model: Any, on_iteration: OnIteration | None) -> Callable[[int, float, float | None], None]:
+    def callback(iteration: int, _seconds: float, loss: float | None) -> None:
+        if on_iteration is not None and loss is not None:
+            on_iteration(Iteration(iteration + 1, float(loss), lambda: _factors_of(model)))
 
     return callback
+
+
+def _factors_of(model: Any) -> Factors:
+    """Take the factors from a model that was fitted on items × users."""
+    return Factors(user_factors=_to_array(model.item_factors), item_factors=_to_array(model.user_factors))
 
 
 def _to_array(factors: Any) -> NDArray[np.float32]:
@@ -245,5 +398,5 @@ def _to_array(factors: Any) -> NDArray[np.float32]:
 PRESETS: dict[str, AlsConfig] = {
     "default": AlsConfig(),
     # The point that published notebooks report on this split.
-    "reference": AlsConfig(factors=64, regularization=0.02, alpha=21.0, iterations=20),
+    "reference": AlsConfig(factors=64, regularization=0.02, alpha=21.0, iterations=20, grading=0.0, half_life=0.0),
 }

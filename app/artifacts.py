@@ -11,9 +11,9 @@ import csv
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as library_version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import scipy.sparse as sp
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MOVIE_COLUMNS = ("movie_id", "title", "genres", "year", "imdb_id", "tmdb_id", "popularity")
 REQUIRED_FILES = (
@@ -64,7 +64,8 @@ class TrainedModel:
     """Everything that a version folder is written from.
 
     ``confidence`` is the CSR matrix (n_users, n_items) of the positives that the factors learned from, values c;
-    ``history`` holds everything that each user rated; ``movies`` has a row for each item, in item order.
+    ``history`` holds everything that each user rated; ``movies`` has a row for each item, in item order; ``documents``
+    are further text files, by their path in the folder: ``MODEL_CARD.md``, ``report/index.html``.
     """
 
     users: IdMap
@@ -77,6 +78,7 @@ class TrainedModel:
     metrics: dict[str, Any]
     dataset: str
     fingerprint: str
+    documents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,12 @@ def write_version(folder: Path, model: TrainedModel, trained_at: str) -> str:
     _write_movie_map(folder / "movie_map.csv", model)
     _write_json(folder / "metrics.json", model.metrics)
     _write_json(folder / "config.json", model.config)
-    files = {path.name: _describe(path) for path in sorted(folder.iterdir())}
+    for name, text in model.documents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    files = {
+        path.relative_to(folder).as_posix(): _describe(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
     manifest = {
         "format_version": FORMAT_VERSION,
         "trained_at": trained_at,
@@ -218,9 +225,14 @@ def _is_list_of_files(files: object) -> bool:
     return (
         isinstance(files, dict)
         and set(REQUIRED_FILES) <= files.keys()
-        and all(name == Path(name).name for name in files)  # nothing outside the folder
+        and all(_is_inside(PurePosixPath(name)) for name in files)
         and all(isinstance(stated, dict) and stated.keys() == {"sha256", "size"} for stated in files.values())
     )
+
+
+def _is_inside(path: PurePosixPath) -> bool:
+    """Tell whether a relative path leads to nothing outside its folder, on any system."""
+    return not path.is_absolute() and all(part not in ("", "..") and not set(part) & set("\\:") for part in path.parts)
 
 
 def verify_version(folder: Path) -> dict[str, Any]:

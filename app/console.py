@@ -8,21 +8,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from app.evaluation import TaskResult
+from app.evaluation.strata import WITHIN
+from app.tuning import Tuned
+
 N_STEPS = 6
-TABLE_METRICS = ("recall@5", "recall@10", "recall@20", "ndcg@10", "ndcg@20")
+TABLE_METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 
 
 class Screen:
     """Tell a person what the trainer does; ``quiet`` leaves only warnings and errors."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, n_steps: int = N_STEPS) -> None:
+        self._n_steps = n_steps
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # a console that has no check mark must not end a training run
@@ -30,7 +37,7 @@ class Screen:
         self._err = Console(stderr=True, highlight=False)
 
     def step(self, number: int, text: str) -> None:
-        self._out.print(f"[bold]\\[{number}/{N_STEPS}][/bold] {text}...")
+        self._out.print(f"[bold]\\[{number}/{self._n_steps}][/bold] {text}...")
 
     def done(self, text: str) -> None:
         self._out.print(Text.assemble(("  ✓ ", "green"), text), soft_wrap=True)
@@ -59,12 +66,63 @@ class Screen:
             task = bar.add_task(label, total=total)
             yield lambda: bar.advance(task)
 
-    def metrics(self, protocol: str, means: Mapping[str, Mapping[str, float]], n_users: int) -> None:
-        """Show one protocol's figures, models beside each other."""
-        table = Table(title=f"protocol {protocol}, {n_users:,} users", title_justify="left", title_style="bold")
+    def result(self, result: TaskResult) -> None:
+        """Show one task's figures, models beside each other, and how they divide by the gap before the target."""
+        task = result.task
+        title = f"protocol {task.protocol}, {task.stage}, {task.n_targets:,} users"
+        table = Table(title=title, title_justify="left", title_style="bold")
         table.add_column("model")
         for metric in TABLE_METRICS:
             table.add_column(metric, justify="right")
-        for model, values in means.items():
-            table.add_row(model, *(f"{values[metric]:.4f}" for metric in TABLE_METRICS))
+        table.add_column("als gains, recall@10", justify="right")
+        for model, means in result.means.items():
+            gain = _describe_gain(result.differences[model]["recall@10"]) if model in result.differences else ""
+            table.add_row(model, *(f"{means[metric]:.4f}" for metric in TABLE_METRICS), gain)
         self._out.print(table)
+        low, high = result.intervals["als"]["recall@10"] or (np.nan, np.nan)
+        self.done(f"ALS Recall@10 {result.means['als']['recall@10']:.4f} (95 % interval {low:.3f} to {high:.3f})")
+        self._say_gaps(result)
+
+    def _say_gaps(self, result: TaskResult) -> None:
+        parts = ", ".join(
+            f"{name} {stratum['means']['als']['recall@10']:.3f} ({stratum['n_users']:,})"
+            for name, stratum in result.strata["gap"].items()
+        )
+        n_within = result.strata["session"].get(WITHIN, {"n_users": 0})["n_users"]
+        share = n_within / result.task.n_targets
+        self.done(f"{share:.0%} of them within an hour of the user's rating before. ALS Recall@10 by that gap: {parts}")
+
+    def cold_start(self, measured: Mapping[str, Any]) -> None:
+        """Show how well the first likes of unseen users serve them."""
+        parts = ", ".join(
+            f"{n} like{'s'[: n != '1']} {found['means']['als']['recall@10']:.3f} "
+            f"(popular {found['means']['popular']['recall@10']:.3f})"
+            for n, found in measured["n_liked"].items()
+        )
+        self.done(f"Cold start, Recall@10 of users held out as a whole: {parts}")
+
+    def tuned(self, tuned: Tuned) -> None:
+        """Show what a search found, and how much of it also holds where it did not look."""
+        trials = f"{tuned.n_trials} trials, {tuned.n_pruned} of them pruned and {tuned.n_failed} failed"
+        before = f", after {tuned.n_earlier} earlier ones" if tuned.n_earlier else ""
+        self.done(f"{'Interrupted: ' if tuned.interrupted else ''}{trials}{before}, {tuned.seconds:.0f} s")
+        table = Table(title="the best setting less the one it began with", title_justify="left", title_style="bold")
+        for name in ("", "searched positive", "second positive", "optimism"):
+            table.add_column(name, justify="right")
+        for metric in TABLE_METRICS:
+            gains = (tuned.validation["gain"], tuned.second_validation["gain"], tuned.optimism)
+            table.add_row(metric, *(_describe_gain(gain[metric]) for gain in gains))
+        self._out.print(table)
+        self.done(
+            "Searched was each user's validation positive; the second is the one before it, which the search never "
+            "scored. Optimism is the difference: gain that is only on paper"
+        )
+        self.done(f"Stored in {tuned.stored}")
+        self.say(f"\nBest:  {tuned.command}")
+
+
+def _describe_gain(difference: Mapping[str, Any]) -> str:
+    """Write a difference and its interval as short as a table of 80 columns asks for."""
+    low, high = difference["interval"] or (np.nan, np.nan)
+    figures = (f"{value:+.3f}".replace("0.", ".", 1) for value in (difference["difference"], low, high))
+    return "{} ({} {})".format(*figures)

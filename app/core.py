@@ -7,7 +7,7 @@ read, because the service shares the id maps and needs no table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MIN_RATING = 4.0  # a rating of at least this is a positive
+MAX_RATING = 5.0
 UNKNOWN = -1  # the index of an id that a map does not hold
+
+Stage = Literal["validation", "test"]
+STAGES: tuple[Stage, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,21 @@ class Split:
     train: pd.DataFrame
     validation: pd.DataFrame
     test: pd.DataFrame
+    users: IdMap
+    items: IdMap
+
+
+@dataclass(frozen=True)
+class TemporalSplit:
+    """Positives divided at one moment (seconds since 1970), the same for all users: frames like ``Dataset.ratings``.
+
+    ``users`` are those with a row in ``train`` or in ``held_out``, ``items`` the train catalogue.
+    """
+
+    stage: Stage
+    moment: int
+    train: pd.DataFrame
+    held_out: pd.DataFrame
     users: IdMap
     items: IdMap
 
@@ -190,8 +209,39 @@ def leave_one_out(liked: pd.DataFrame) -> Split:
     return Split(train, validation, test, users=IdMap.of(test["user_id"]), items=IdMap.of(train["movie_id"]))
 
 
+def split_at_moment(liked: pd.DataFrame, stage: Stage) -> TemporalSplit:
+    """Split positives at one moment for all users: what came before is train, what came after is held out.
+
+    For test the moment is such that the last tenth of all positives is held out; for validation the tenth before it is,
+    and the last is not looked at.
+
+    Parameters
+    ----------
+    liked : DataFrame
+        From ``positives``.
+
+    Raises
+    ------
+    DataError
+        If nothing is left to train on or to hold out.
+    """
+    by_time = np.sort(liked["timestamp"].to_numpy())
+    after_last = by_time[-1] + 1
+    first, second = (int(by_time[int(len(by_time) * share)]) for share in (0.8, 0.9))
+    moment, end = (first, second) if stage == "validation" else (second, int(after_last))
+    timestamp = liked["timestamp"].to_numpy()
+    train, held_out = liked[timestamp < moment], liked[(timestamp >= moment) & (timestamp < end)]
+    if train.empty or held_out.empty:
+        raise DataError(
+            f"the timestamps of the positives ({by_time[0]} to {by_time[-1]}) leave nothing to train on or to hold out "
+            "at one moment. Use --split leave-one-out, or train without evaluation: --evaluate none."
+        )
+    users = IdMap.of(np.union1d(train["user_id"], held_out["user_id"]))
+    return TemporalSplit(stage, moment, train, held_out, users, items=IdMap.of(train["movie_id"]))
+
+
 def build_user_items(interactions: pd.DataFrame, users: IdMap, items: IdMap) -> sp.csr_matrix:
-    """Build the matrix that models learn from.
+    """Build the matrix of who rated, or liked, what.
 
     Parameters
     ----------
@@ -210,3 +260,70 @@ def build_user_items(interactions: pd.DataFrame, users: IdMap, items: IdMap) -> 
     matrix = sp.csr_matrix((values, (rows[known], columns[known])), shape=(len(users), len(items)))
     matrix.sort_indices()
     return matrix
+
+
+@dataclass(frozen=True)
+class Positives:
+    """What models learn from: who liked what, how much, and how recently.
+
+    Parameters
+    ----------
+    user_items : csr_matrix of shape (n_users, n_items), float32
+        1 for each positive; column indices sorted within a row. The other arrays have a value for each of its entries.
+    strength : ndarray of shape (nnz,), float32
+        How high the rating is among those that count as positive: −1 for the least (``min_rating``) to 1 for a 5; 0 if
+        a 5 is the only positive rating.
+    n_later : ndarray of shape (nnz,), int32
+        How many positives of the same user have a strictly later timestamp; ties have the same number.
+    """
+
+    user_items: sp.csr_matrix
+    strength: NDArray[np.float32]
+    n_later: NDArray[np.int32]
+
+    def with_values(self, values: NDArray[np.floating]) -> sp.csr_matrix:
+        """Return the float32 matrix that holds ``values``, of shape (nnz,), in place of the ones.
+
+        It shares its structure with ``user_items``: neither may be sorted or stripped of zeros in place.
+        """
+        structure = self.user_items
+        return sp.csr_matrix((values.astype(np.float32), structure.indices, structure.indptr), shape=structure.shape)
+
+
+def build_positives(liked: pd.DataFrame, users: IdMap, items: IdMap, min_rating: float = MIN_RATING) -> Positives:
+    """Build what models learn from.
+
+    Parameters
+    ----------
+    liked : DataFrame
+        Positives: columns user_id, movie_id, rating and timestamp, each pair once. Rows whose user or movie is in
+        neither map are left out, and are no later positives to anything.
+    """
+    rows, columns = users.index(liked["user_id"]), items.index(liked["movie_id"])
+    known = (rows != UNKNOWN) & (columns != UNKNOWN)
+    rows, columns = rows[known], columns[known]
+    n_later = _count_later(rows, liked["timestamp"].to_numpy()[known])
+    strength = _strength(liked["rating"].to_numpy(dtype=np.float64)[known], min_rating)
+    order = np.lexsort((columns, rows))  # CSR with sorted indices
+    indptr = np.searchsorted(rows[order], np.arange(len(users) + 1)).astype(np.int32)
+    ones = np.ones(len(order), dtype=np.float32)
+    user_items = sp.csr_matrix((ones, columns[order].astype(np.int32), indptr), shape=(len(users), len(items)))
+    return Positives(user_items, strength[order].astype(np.float32), n_later[order].astype(np.int32))
+
+
+def _strength(rating: NDArray[np.float64], min_rating: float) -> NDArray[np.float64]:
+    if min_rating == MAX_RATING:
+        return np.zeros_like(rating)
+    return 2 * (rating - min_rating) / (MAX_RATING - min_rating) - 1
+
+
+def _count_later(rows: NDArray[np.int64], timestamp: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count for each entry the entries of its row that have a strictly later timestamp."""
+    order = np.lexsort((timestamp, rows))
+    by_row, by_time = rows[order], timestamp[order]
+    places = np.arange(len(order))
+    ends_tie = np.append((by_row[1:] != by_row[:-1]) | (by_time[1:] != by_time[:-1]), True)[: len(order)]
+    after_tie = places[ends_tie][np.searchsorted(places[ends_tie], places)] + 1
+    n_later = np.empty(len(order), dtype=np.int64)
+    n_later[order] = np.searchsorted(by_row, by_row, side="right") - after_tie
+    return n_later

@@ -14,12 +14,21 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from app.core import UNKNOWN, IdMap, Split, build_user_items
+from app.core import (
+    MIN_RATING,
+    UNKNOWN,
+    IdMap,
+    Positives,
+    Split,
+    Stage,
+    TemporalSplit,
+    build_positives,
+    build_user_items,
+)
 from app.errors import DataError
 
-Protocol = Literal["rated", "positives"]
-Stage = Literal["validation", "test"]
-STAGES: tuple[Stage, ...] = ("validation", "test")
+Protocol = Literal["rated", "positives", "temporal", "temporal_new_users"]
+LEAVE_ONE_OUT: tuple[Protocol, ...] = ("rated", "positives")
 
 NEVER = np.iinfo(np.int64).max  # later than every rating: the target time of users who are not asked about
 
@@ -31,33 +40,52 @@ class RankingTask:
     Parameters
     ----------
     protocol, stage : str
-        ``rated`` or ``positives``; ``validation`` or ``test``.
+        Which question this is; ``validation`` or ``test``.
     users, items : IdMap
         Users of the split; the train catalogue, which is what is ranked.
-    user_items : csr_matrix of shape (n_users, n_items), float32
-        The positives that models, counts and features may learn from.
-    target_users, target_items : ndarray of shape (n_targets,), int64
-        Who is asked about, as rows of ``user_items``, and the one held-out movie of each.
+    positives : Positives
+        What models, counts and features may learn from, (n_users, n_items).
+    target_users : ndarray of shape (n_targets,), int64
+        Who is asked about, as rows of ``positives``.
+    relevant : csr_matrix of shape (n_targets, n_items), float32
+        Non-zero at the held-out movies of each target user, of which there is at least one.
     seen : csr_matrix of shape (n_targets, n_items), float32
         Non-zero where a movie is removed from the target user's ranking.
+    n_history : ndarray of shape (n_targets,), int64
+        How many movies the user had rated, in or outside the catalogue, before the held-out one, or the moment.
+    gap_seconds : ndarray of shape (n_targets,), int64
+        From the user's rating before the held-out one to that one, 0 where another has the same second; after a split
+        at one moment from the last rating before the moment to the first held-out one. −1 where there is none.
+    n_new : ndarray of shape (n_targets,), int64
+        How many held-out movies of the user are outside the catalogue, where no model can find them.
     """
 
     protocol: Protocol
     stage: Stage
     users: IdMap
     items: IdMap
-    user_items: sp.csr_matrix
+    positives: Positives
     target_users: NDArray[np.int64]
-    target_items: NDArray[np.int64]
+    relevant: sp.csr_matrix
     seen: sp.csr_matrix
+    n_history: NDArray[np.int64]
+    gap_seconds: NDArray[np.int64]
+    n_new: NDArray[np.int64]
 
     @property
     def n_targets(self) -> int:
         return len(self.target_users)
 
+    @property
+    def user_items(self) -> sp.csr_matrix:
+        """The positives as ones, csr_matrix of shape (n_users, n_items)."""
+        return self.positives.user_items
 
-def build_task(ratings: pd.DataFrame, split: Split, protocol: Protocol, stage: Stage) -> RankingTask:
-    """Build the ranking task of one protocol and stage.
+
+def build_task(
+    ratings: pd.DataFrame, split: Split, protocol: Protocol, stage: Stage, min_rating: float = MIN_RATING
+) -> RankingTask:
+    """Build the ranking task of a leave-one-out protocol and stage.
 
     ``positives``: models learn from train, and the user's train positives are removed from the ranking. ``rated``:
     what the service would have answered just before the target was rated. Models learn from all positives before the
@@ -70,6 +98,8 @@ def build_task(ratings: pd.DataFrame, split: Split, protocol: Protocol, stage: S
         All ratings, positive or not (``Dataset.ratings``).
     split : Split
         From ``core.leave_one_out``.
+    min_rating : float
+        Least rating that counts as a positive, the bottom of the scale of their grades.
 
     Raises
     ------
@@ -78,21 +108,86 @@ def build_task(ratings: pd.DataFrame, split: Split, protocol: Protocol, stage: S
     """
     targets = getattr(split, stage)
     targets = targets[split.items.index(targets["movie_id"]) != UNKNOWN]
-    target_users, target_items = split.users.index(targets["user_id"]), split.items.index(targets["movie_id"])
+    target_users = split.users.index(targets["user_id"])
     target_time = np.full(len(split.users), NEVER, dtype=np.int64)
     target_time[target_users] = targets["timestamp"]
+    relevant = build_user_items(targets, split.users, split.items)[target_users]
+    rated = ratings[ratings["user_id"].isin(split.users.ids)]
     if protocol == "positives":
-        user_items = build_user_items(split.train, split.users, split.items)
-        seen = user_items[target_users]
+        positives = build_positives(split.train, split.users, split.items, min_rating)
+        seen = positives.user_items[target_users]
     else:
         learned = split.train if stage == "validation" else pd.concat([split.train, split.validation])
-        user_items = build_user_items(_before(learned, split.users, target_time), split.users, split.items)
-        history = _before(ratings[ratings["user_id"].isin(split.users.ids)], split.users, target_time)
-        seen = build_user_items(history, split.users, split.items)[target_users]
-    if len(targets) == 0 or user_items.nnz == 0:
+        learned = _before(learned, split.users, target_time)
+        positives = build_positives(learned, split.users, split.items, min_rating)
+        seen = build_user_items(_before(rated, split.users, target_time), split.users, split.items)[target_users]
+    if len(targets) == 0 or positives.user_items.nnz == 0:
         raise DataError(_nothing_to_ask(protocol, stage, len(targets)))
     return RankingTask(
-        protocol, stage, split.users, split.items, user_items, target_users, target_items, _without(seen, target_items)
+        protocol=protocol,
+        stage=stage,
+        users=split.users,
+        items=split.items,
+        positives=positives,
+        target_users=target_users,
+        relevant=relevant,
+        seen=_without(seen, relevant),
+        n_history=_count_before(rated, split.users, target_time)[target_users],
+        gap_seconds=_gaps(rated, split.users, target_time)[target_users],
+        n_new=np.zeros(len(targets), dtype=np.int64),
+    )
+
+
+def build_temporal_tasks(
+    ratings: pd.DataFrame, split: TemporalSplit, min_rating: float = MIN_RATING
+) -> tuple[RankingTask, ...]:
+    """Build the ranking tasks of a split at one moment: of users with positives before it, and of new users.
+
+    Models learn from all positives before the moment. A user's held-out movies are the positives from then on, and
+    every movie that the user had rated before is removed from the ranking. Held-out movies that nobody had liked before
+    are not in the catalogue; ``n_new`` counts them. Users none of whose held-out movies are in the catalogue are left
+    out, and ``temporal_new_users`` is left out where there are none.
+
+    Raises
+    ------
+    DataError
+        If no user with positives before the moment has a held-out movie of the catalogue.
+    """
+    positives = build_positives(split.train, split.users, split.items, min_rating)
+    relevant = build_user_items(split.held_out, split.users, split.items)
+    is_target, is_new_user = np.diff(relevant.indptr) > 0, np.diff(positives.user_items.indptr) == 0
+    if not (is_target & ~is_new_user).any():
+        raise DataError(
+            f"temporal, {split.stage}: no user with positives before the moment ({split.moment}) has a later one in "
+            "the catalogue, so nothing can be measured. Use --split leave-one-out."
+        )
+    moment = np.full(len(split.users), split.moment, dtype=np.int64)
+    rated = ratings[ratings["user_id"].isin(split.users.ids)]
+    seen = build_user_items(_before(rated, split.users, moment), split.users, split.items)
+    first_held_out = _first_time(split.held_out, split.users)
+    n_history = _count_before(rated, split.users, moment)
+    gap_seconds = np.where(n_history > 0, first_held_out - _last_before(rated, split.users, moment), -1)
+    n_held_out = np.bincount(split.users.index(split.held_out["user_id"]), minlength=len(split.users))
+    groups: dict[Protocol, NDArray[np.int64]] = {
+        "temporal": np.flatnonzero(is_target & ~is_new_user),
+        "temporal_new_users": np.flatnonzero(is_target & is_new_user),
+    }
+    return tuple(
+        RankingTask(
+            protocol=protocol,
+            stage=split.stage,
+            users=split.users,
+            items=split.items,
+            positives=positives,
+            target_users=group,
+            relevant=relevant[group],
+            seen=_without(seen[group], relevant[group]),
+            n_history=n_history[group],
+            gap_seconds=gap_seconds[group],
+            n_new=n_held_out[group] - np.diff(relevant.indptr)[group],
+        )
+        for protocol, group in groups.items()
+        if len(group)
     )
 
 
@@ -114,11 +209,39 @@ def _before(rows: pd.DataFrame, users: IdMap, target_time: NDArray[np.int64]) ->
     return rows[rows["timestamp"].to_numpy() < target_time[users.index(rows["user_id"])]]
 
 
-def _without(seen: sp.csr_matrix, target_items: NDArray[np.int64]) -> sp.csr_matrix:
-    """Take each row's target out of what is removed from its ranking."""
-    own_target = sp.csr_matrix(
-        (np.ones(len(target_items), dtype=np.float32), (np.arange(len(target_items)), target_items)), shape=seen.shape
-    )
-    kept: sp.csr_matrix = (seen - seen.multiply(own_target)).tocsr()
+def _count_before(ratings: pd.DataFrame, users: IdMap, target_time: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count each user's ratings that are strictly older than the user's target time."""
+    return np.bincount(users.index(_before(ratings, users, target_time)["user_id"]), minlength=len(users))
+
+
+def _gaps(ratings: pd.DataFrame, users: IdMap, target_time: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the seconds from each user's rating before the target to the target's time; −1 without one.
+
+    Only the target itself was rated at the target time, unless there is a second rating of that time: a tie.
+    """
+    rows = users.index(ratings["user_id"])
+    n_at_target = np.bincount(rows[ratings["timestamp"].to_numpy() == target_time[rows]], minlength=len(users))
+    last = _last_before(ratings, users, target_time)
+    gap = np.where(last == -NEVER, -1, target_time - last)
+    return np.where(n_at_target > 1, 0, gap)
+
+
+def _last_before(ratings: pd.DataFrame, users: IdMap, target_time: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the time of each user's last rating that is strictly older than the target time; −NEVER without one."""
+    last = np.full(len(users), -NEVER, dtype=np.int64)
+    earlier = _before(ratings, users, target_time)
+    np.maximum.at(last, users.index(earlier["user_id"]), earlier["timestamp"].to_numpy())
+    return last
+
+
+def _first_time(rows: pd.DataFrame, users: IdMap) -> NDArray[np.int64]:
+    first = np.full(len(users), NEVER, dtype=np.int64)
+    np.minimum.at(first, users.index(rows["user_id"]), rows["timestamp"].to_numpy())
+    return first
+
+
+def _without(seen: sp.csr_matrix, relevant: sp.csr_matrix) -> sp.csr_matrix:
+    """Take the held-out movies out of what is removed from each ranking."""
+    kept: sp.csr_matrix = (seen - seen.multiply(relevant)).tocsr()
     kept.eliminate_zeros()
     return kept

@@ -169,9 +169,10 @@ def _write(artifacts_dir: Path, model: TrainedModel) -> str:
     temporary.mkdir()
     digest = write_version(temporary, model, trained_at=now.isoformat(timespec="seconds"))
     version = _unused_name(artifacts_dir, now, digest)
-    for path in temporary.iterdir():
+    for path in temporary.rglob("*"):
         _flush(path)
-        path.chmod(0o444)
+        if path.is_file():
+            path.chmod(0o444)
     # A version's name states its content, so it is loaded under a name that ends like the final one.
     temporary = temporary.rename(artifacts_dir / f"{_TEMPORARY_PREFIX}{version}")
     _flush(temporary)
@@ -232,7 +233,7 @@ def _read_history(artifacts_dir: Path) -> str:
 
 
 def _refresh_flat_view(artifacts_dir: Path, version: str) -> None:
-    """Point ``artifacts/als.npz`` and its like at the active version, for people and scripts."""
+    """Point ``artifacts/als.npz``, ``report`` and their like at the active version, for people and scripts."""
     names = {path.name for path in (artifacts_dir / VERSIONS / version).iterdir()}
     for name in names:
         _replace_link(artifacts_dir / name, Path(VERSIONS) / version / name)
@@ -243,12 +244,18 @@ def _refresh_flat_view(artifacts_dir: Path, version: str) -> None:
 
 
 def _replace_link(link: Path, target: Path) -> None:
-    """Replace ``link`` in one step by a relative link to ``target``, by a copy where links are not allowed."""
+    """Replace ``link`` by a relative link to ``target`` in one step, by a copy where links are not allowed."""
     temporary = link.with_name(f"{_TEMPORARY_PREFIX}{link.name}")
+    original = link.parent / target
     try:
-        temporary.symlink_to(target)
+        temporary.symlink_to(target, target_is_directory=original.is_dir())
     except OSError:
-        shutil.copyfile(link.parent / target, temporary)
+        if original.is_dir():
+            shutil.copytree(original, temporary, copy_function=shutil.copyfile)
+        else:
+            shutil.copyfile(original, temporary)
+    if original.is_dir() and link.is_dir() and not link.is_symlink():
+        _remove(link)  # a copy: a folder cannot be replaced in one step
     temporary.replace(link)
 
 
@@ -277,8 +284,9 @@ def _remove_leftovers(artifacts_dir: Path) -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        for file in path.iterdir():
-            file.chmod(0o644)  # Windows refuses to delete read-only files
+        for file in path.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)  # Windows refuses to delete read-only files
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

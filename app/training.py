@@ -11,57 +11,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from app import core, evaluation, protocols, registry
-from app.als import AlsConfig, Factors, fit_als, uses_gpu
+from app import core, evaluation, protocols, registry, tuning
+from app.als import Factors, Iteration, confidence, learn, side_by_side
 from app.artifacts import LoadedModel, TrainedModel, build_history
 from app.console import Screen
-from app.datasets.locate import SYNTHETIC, check_dataset, find_local, locate
+from app.datasets.locate import SYNTHETIC, find_local, locate
 from app.errors import ArtifactError, ConfigError, NoModelError
-from app.protocols import Protocol, RankingTask, Stage
+from app.machine import describe_machine
+from app.model_card import render_model_card
+from app.options import TASKS, Options
+from app.protocols import RankingTask
+from app.report import can_plot, render_report
 
-Evaluate = Literal["all", "rated", "validation", "none"]
-TASKS: dict[Evaluate, tuple[tuple[Protocol, Stage], ...]] = {
-    "all": (("rated", "test"), ("positives", "test")),
-    "rated": (("rated", "test"),),
-    "validation": (("rated", "validation"), ("positives", "validation")),
-    "none": (),
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What one training run was asked to do."""
-
-    config: AlsConfig
-    preset: str
-    data_dir: Path | None
-    dataset: str | None
-    synthetic_ratings: int
-    min_rating: float
-    evaluate: Evaluate
-    export_run: Path | None
-    refit: bool
-    artifacts_dir: Path
-    movielens_dir: Path | None
-    movielens_url: str
-    default_data_dir: Path = Path("data_small")
-
-    def __post_init__(self) -> None:
-        uses_gpu(self.config.device)
-        check_dataset(self.dataset, self.data_dir)
-        if not 0.5 <= self.min_rating <= 5:
-            raise ConfigError(f"--min-rating is {self.min_rating:g}; expected 0.5 to 5")
-        if not self.refit and ("rated", "test") not in TASKS[self.evaluate]:
-            raise ConfigError(f"--no-refit keeps the rated test fit, which --evaluate {self.evaluate} does not make")
-        if self.export_run and self.evaluate == "none":
-            raise ConfigError("--export-run writes the held-out rankings, which --evaluate none does not make")
+AnySplit = core.Split | core.TemporalSplit
+STUDY = "tuning.sqlite3"  # of --tune, in the folder of artifacts, unless --study names another
 
 
 @dataclass
@@ -72,6 +41,7 @@ class Training:
     screen: Screen
     show_progress: bool
     seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate, publish; return what ``--json`` prints."""
@@ -81,8 +51,8 @@ class Training:
         tasks, split = self.split(dataset, liked)
         registry.prepare(self.options.artifacts_dir)  # before the fits, not after them
         fits = self.fit(tasks)
-        metrics = self.evaluate(split, tasks, fits)
-        model = self.assemble(dataset, liked, tasks, fits, metrics)
+        metrics = self.evaluate(dataset, liked, split, tasks, fits)
+        model = self.document(self.assemble(dataset, liked, tasks, fits, metrics))
         published = self.publish(model)
         return {
             "version": published.version,
@@ -92,7 +62,7 @@ class Training:
             "n_ratings": len(dataset.ratings),
             "n_users": len(model.users),
             "n_items": len(model.items),
-            "warnings": [*dataset.warnings, *published.warnings],
+            "warnings": [*self.warnings, *dataset.warnings, *published.warnings],
             "metrics": model.metrics,
             "seconds": {part: round(seconds, 4) for part, seconds in self.seconds.items()},
         }
@@ -126,67 +96,105 @@ class Training:
             except OSError as error:
                 raise ConfigError(f"--export-run names no folder that can be written: {error}") from error
 
-    def split(self, dataset: core.Dataset, liked: pd.DataFrame) -> tuple[list[RankingTask], core.Split | None]:
-        self.screen.step(2, "Splitting by time, leaving one out")
-        wanted = TASKS[self.options.evaluate]
-        if not wanted:
+    def split(self, dataset: core.Dataset, liked: pd.DataFrame) -> tuple[list[RankingTask], AnySplit | None]:
+        options = self.options
+        by_time = options.split == "temporal"
+        self.screen.step(2, "Splitting at one moment" if by_time else "Splitting by time, leaving one out")
+        if options.evaluate == "none":
             self.screen.skipped("--evaluate none")
             return [], None
+        split: AnySplit
         with self.timed("split"):
-            split = core.leave_one_out(liked)
-            tasks = [protocols.build_task(dataset.ratings, split, *which) for which in wanted]
+            if by_time:
+                split = core.split_at_moment(liked, "validation" if options.evaluate == "validation" else "test")
+                tasks = list(protocols.build_temporal_tasks(dataset.ratings, split, options.min_rating))
+            else:
+                split = core.leave_one_out(liked)
+                tasks = [
+                    protocols.build_task(dataset.ratings, split, *which, options.min_rating)
+                    for which in TASKS[options.evaluate]
+                ]
         train = f"{len(split.train):,} train positives of {len(split.users):,} users, {len(split.items):,} movies"
         self.screen.done(f"{train}; {tasks[0].n_targets:,} {tasks[0].stage} users")
         return tasks, split
 
     def fit(self, tasks: list[RankingTask]) -> list[Factors]:
+        """Fit for each task; tasks with the same positives share a fit."""
         self.screen.step(3, "Training ALS on what the held-out users had rated before")
         if not tasks:
             self.screen.skipped("--evaluate none")
             return []
-        with self.timed("fit"):
-            fits = [self.fit_one(task.user_items, f"protocol {task.protocol}") for task in tasks]
+        config = self.options.config
+        different = {id(task.positives): task.positives for task in tasks}
+        n_iterations = len(different) * config.iterations
+        with (
+            self.timed("fit"),
+            self.screen.progress("held-out fits", n_iterations) as advance,
+            side_by_side(len(different), config) as (pool, each),
+        ):
+            learned = pool.map(lambda positives: learn(positives, each, lambda _: advance()), different.values())
+            fits = dict(zip(different, learned, strict=True))
         self.screen.done(
             f"{len(fits)} fit{'s'[: len(fits) > 1]}, {_describe_config(self.options)}, {self.seconds['fit']:.2f} s"
         )
-        return fits
+        return [fits[id(task.positives)] for task in tasks]
 
-    def fit_one(self, user_items: sp.csr_matrix, label: str) -> Factors:
-        config = self.options.config
-        with self.screen.progress(label, config.iterations) as advance:
-            return fit_als(user_items, config, on_iteration=advance)
-
-    def evaluate(self, split: core.Split | None, tasks: list[RankingTask], fits: list[Factors]) -> dict[str, Any]:
-        self.screen.step(4, "Evaluating")
+    def evaluate(
+        self,
+        dataset: core.Dataset,
+        liked: pd.DataFrame,
+        split: AnySplit | None,
+        tasks: list[RankingTask],
+        fits: list[Factors],
+    ) -> dict[str, Any]:
+        self.screen.step(4, "Evaluating beside the baselines")
         if split is None:
             self.screen.skipped("--evaluate none")
-            return {"stage": "none", "protocols": {}, "intervals": {}, "definitions": evaluation.DEFINITIONS}
-        with self.timed("evaluate"):
-            results = [self.evaluate_one(task, factors) for task, factors in zip(tasks, fits, strict=True)]
-            metrics = evaluation.describe_results(split, results)
-        for result in results:
-            self.screen.metrics(f"{result.task.protocol}, {result.task.stage}", result.means, result.task.n_targets)
-        rated = results[0]
-        low, high = rated.intervals["als"]["recall@10"]
-        self.screen.done(
-            f"ALS Recall@10 {rated.means['als']['recall@10']:.4f} (95 % interval {low:.3f} to {high:.3f}), "
-            f"NDCG@10 {rated.means['als']['ndcg@10']:.4f}"
-        )
+            return {"stage": "none", "protocols": {}, "intervals": {}}
+        results = []
+        for task, factors in zip(tasks, fits, strict=True):
+            scorers = {"als": evaluation.als_scorer(task, factors), **self.make_baselines(task)}
+            results.append(self.evaluate_one(dataset, task, scorers))
+            self.screen.result(results[-1])
+        metrics = evaluation.describe_results(split, results)
+        if self.options.evaluate == "all":
+            metrics["cold_start"] = self.measure_cold_start(liked)
         if self.options.export_run:
             self.screen.done(f"Wrote qrels.txt and run files to {self.options.export_run}")
         return metrics
 
-    def evaluate_one(self, task: RankingTask, factors: Factors) -> evaluation.TaskResult:
-        seed = self.options.config.random_state
-        scorers = evaluation.scorers(task, factors, seed)
-        with self.screen.progress(f"protocol {task.protocol}", len(scorers)) as advance:
-            result = evaluation.evaluate(task, scorers, seed, on_model=advance)
-        if self.options.export_run and task.protocol == "rated":
+    def make_baselines(self, task: RankingTask) -> dict[str, evaluation.Scorer]:
+        """Fit the baselines; to users without positives all that learn give the popular order: these are left out."""
+        learns_nothing = task.protocol == "temporal_new_users"
+        wanted = [name for name in self.options.baselines if not learns_nothing or name in ("popular", "random")]
+        scorers = {}
+        with self.timed("baselines"), self.screen.progress("baselines", len(wanted)) as advance:
+            for baseline in wanted:
+                if reason := evaluation.why_skipped(baseline, task):
+                    self.warn(f"protocol {task.protocol}: baseline skipped: {reason}")
+                else:
+                    scorers[baseline] = evaluation.BASELINES[baseline](task, self.options.config.random_state)
+                advance()
+        return scorers
+
+    def evaluate_one(
+        self, dataset: core.Dataset, task: RankingTask, scorers: dict[str, evaluation.Scorer]
+    ) -> evaluation.TaskResult:
+        with self.timed("evaluate"), self.screen.progress(f"protocol {task.protocol}", len(scorers)) as advance:
+            catalogue = evaluation.describe_catalogue(task, dataset.movies)
+            result = evaluation.evaluate(task, scorers, catalogue, self.options.config.random_state, advance)
+        if self.options.export_run and task.protocol in ("rated", "temporal"):
             try:
-                evaluation.write_trec(self.options.export_run, task, result.runs)
+                evaluation.write_trec(self.options.export_run, task, result.lists)
             except OSError as error:
                 raise ArtifactError(f"the rankings cannot be written to {self.options.export_run}: {error}") from error
-        return replace(result, runs={})  # the lists of all users are large, and written if they were wanted
+        return replace(result, lists={})  # the lists of all users are large, and written if they were wanted
+
+    def measure_cold_start(self, liked: pd.DataFrame) -> dict[str, Any]:
+        with self.timed("cold_start"), self.screen.progress("cold start", evaluation.N_FOLDS) as advance:
+            measured = evaluation.measure_cold_start(liked, self.options.config, self.options.min_rating, advance)
+        self.screen.cold_start(measured)
+        return measured
 
     def assemble(
         self,
@@ -198,17 +206,24 @@ class Training:
     ) -> TrainedModel:
         """Make the model to serve: fitted on all positives, or with ``--no-refit`` the rated test fit."""
         self.screen.step(5, "Refitting on all data")
+        options = self.options
         users = core.IdMap.of(dataset.ratings["user_id"])
-        if self.options.refit:
+        losses: list[float] = []
+        if options.refit:
             items = core.IdMap.of(liked["movie_id"])
-            user_items = core.build_user_items(liked, users, items)
-            with self.timed("refit"):
-                factors = self.fit_one(user_items, "all positives")
-            self.screen.done(f"{user_items.nnz:,} positives of {len(users):,} users, {len(items):,} movies")
+            positives = core.build_positives(liked, users, items, options.min_rating)
+            with self.timed("refit"), self.screen.progress("all positives", options.config.iterations) as advance:
+
+                def on_iteration(iteration: Iteration) -> None:
+                    losses.append(iteration.loss)
+                    advance()
+
+                factors = learn(positives, options.config, on_iteration)
+            self.screen.done(f"{positives.user_items.nnz:,} positives of {len(users):,} users, {len(items):,} movies")
             fitted_on = "all positives"
         else:
             items = tasks[0].items
-            user_items, factors = _widen(tasks[0], fits[0], users)
+            positives, factors = _widen(tasks[0], fits[0], users)
             self.screen.skipped("--no-refit keeps the rated test fit")
             fitted_on = "the rated test fit: positives before each user's held-out one"
         movies = dataset.movies[dataset.movies["movie_id"].isin(items.ids)]
@@ -216,21 +231,56 @@ class Training:
             users=users,
             items=items,
             factors=factors,
-            confidence=user_items * self.options.config.alpha,
+            confidence=positives.with_values(confidence(positives, options.config)),
             history=build_history(dataset.ratings, users, items),
             movies=movies,
             config={
                 "model": "ALS",
-                "preset": self.options.preset,
-                "als": asdict(self.options.config),
-                "min_rating": self.options.min_rating,
+                "preset": options.preset,
+                "als": asdict(options.config),
+                "min_rating": options.min_rating,
                 "dataset": dataset.name,
+                "n_ratings": len(dataset.ratings),
                 "fitted_on": fitted_on,
+                "machine": describe_machine(options.config.num_threads),
             },
-            metrics={**metrics, "served_model": f"fitted on {fitted_on}; {_PROVENANCE[bool(tasks)]}"},
+            metrics={
+                **metrics,
+                "convergence": {"loss": losses},
+                "served_model": f"fitted on {fitted_on}; {_PROVENANCE[bool(tasks)]}",
+            },
             dataset=dataset.name,
             fingerprint=dataset.fingerprint,
         )
+
+    def search(self) -> tuning.Tuned:
+        """Search hyper-parameters on validation (``--tune``) and show what was found; nothing is published."""
+        options = self.options
+        n_trials = options.tune or 0
+        dataset = self.load()
+        self.screen.step(2, f"Searching hyper-parameters on validation, {n_trials} trials")
+        storage = options.study or options.artifacts_dir / STUDY
+        with self.screen.progress("trials", n_trials) as advance:
+            tuned = tuning.tune(
+                dataset, options.config, n_trials, options.min_rating, storage, on_trial=lambda _report: advance()
+            )
+        self.screen.tuned(tuned)
+        return tuned
+
+    def document(self, model: TrainedModel) -> TrainedModel:
+        """Add the model card, and the report if it is wanted and can be drawn."""
+        documents = {}
+        with self.timed("report"):
+            if self.options.report and not can_plot():
+                self.warn("no report: matplotlib is not installed; pip install -r requirements.txt, or use --no-report")
+            elif self.options.report:
+                documents["report/index.html"] = render_report(model)
+            documents["MODEL_CARD.md"] = render_model_card(model, has_report="report/index.html" in documents)
+        return replace(model, documents=documents)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.screen.warn(text)
 
     def publish(self, model: TrainedModel) -> registry.Published:
         options, screen = self.options, self.screen
@@ -240,6 +290,8 @@ class Training:
         for warning in published.warnings:
             screen.warn(warning)
         screen.done(f"Version {published.version} in {published.folder}")
+        parts = ", ".join(f"{part.replace('_', ' ')} {seconds:.2f}" for part, seconds in self.seconds.items())
+        screen.done(f"{sum(self.seconds.values()):.1f} s in all: {parts}")
         if not published.activated:
             screen.announce("NOT ACTIVATED", _NOT_ACTIVATED_NOTICE)
         return published
@@ -248,7 +300,7 @@ class Training:
     def timed(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[part] = time.perf_counter() - start
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
 def find_up_to_date(options: Options, screen: Screen) -> LoadedModel | None:
@@ -273,7 +325,7 @@ def find_up_to_date(options: Options, screen: Screen) -> LoadedModel | None:
     return None if dataset == SYNTHETIC and found else model
 
 
-def _widen(task: RankingTask, factors: Factors, users: core.IdMap) -> tuple[sp.csr_matrix, Factors]:
+def _widen(task: RankingTask, factors: Factors, users: core.IdMap) -> tuple[core.Positives, Factors]:
     """Give a held-out fit a row for every user of the ratings; those it did not learn from get an empty one."""
     rows = users.index(task.users.ids)  # rising, like both id maps
     n_positives = np.zeros(len(users), dtype=np.int64)
@@ -283,7 +335,7 @@ def _widen(task: RankingTask, factors: Factors, users: core.IdMap) -> tuple[sp.c
     user_items = sp.csr_matrix((learned.data, learned.indices, indptr), shape=(len(users), len(task.items)))
     user_factors = np.zeros((len(users), factors.user_factors.shape[1]), dtype=np.float32)
     user_factors[rows] = factors.user_factors
-    return user_items, Factors(user_factors, factors.item_factors)
+    return replace(task.positives, user_items=user_items), Factors(user_factors, factors.item_factors)
 
 
 _PROVENANCE = {True: "the metrics are those of the held-out fits", False: "not evaluated"}

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from fastapi import FastAPI
 
-from app.als import AlsConfig, Factors
+from app.als import AlsConfig, Factors, confidence
 from app.artifacts import MANIFEST, LoadedModel, Movie, TrainedModel, build_history, content_digest
-from app.core import IdMap, build_user_items, positives
+from app.core import IdMap, build_positives, positives
 
 BIG_USER, BIG_MOVIE = 2**62 + 1, 2**53 + 1  # ids that a float64 or int32 would change
 
@@ -65,7 +65,7 @@ def make_model(
     users, items = IdMap.of(rated["user_id"]), IdMap.of(liked["movie_id"])
     config = AlsConfig(factors=factors)
     rng = np.random.default_rng(random_state)
-    user_items = build_user_items(liked, users, items)
+    learned = build_positives(liked, users, items)
     return TrainedModel(
         users=users,
         items=items,
@@ -73,7 +73,7 @@ def make_model(
             rng.normal(size=(len(users), factors)).astype(np.float32),
             rng.normal(size=(len(items), factors)).astype(np.float32),
         ),
-        confidence=user_items * config.alpha,
+        confidence=learned.with_values(confidence(learned, config)),
         history=build_history(rated, users, items),
         movies=pd.DataFrame(
             [
@@ -82,10 +82,11 @@ def make_model(
             ],
             columns=["movie_id", "title", "genres", "year", "imdb_id", "tmdb_id"],
         ).astype({"year": "Int64"}),
-        config={"model": "ALS", "als": asdict(config), "min_rating": 4.0},
+        config={"model": "ALS", "als": asdict(config), "min_rating": 4.0, "n_ratings": len(ratings)},
         metrics={"stage": "none", "protocols": {}},
         dataset=dataset,
         fingerprint=hashlib.sha256(repr(ratings).encode()).hexdigest(),
+        documents={"MODEL_CARD.md": "# Ψ\n", "report/index.html": "<!doctype html>"},
     )
 
 
@@ -121,14 +122,18 @@ def forge(folder: Path, into: Path, change: Callable[[Path], object]) -> Path:
     """Copy a version into ``into``, change its files, and make its checksums and its name right again."""
     copy = into / "forged"
     shutil.copytree(folder, copy)
-    for path in copy.iterdir():
-        path.chmod(0o644)
+    for path in copy.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
     change(copy)
     manifest = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
     manifest["files"] = {
-        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
-        for path in copy.iterdir()
-        if path.name != MANIFEST
+        path.relative_to(copy).as_posix(): {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "size": path.stat().st_size,
+        }
+        for path in copy.rglob("*")
+        if path.is_file() and path.name != MANIFEST
     }
     (copy / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return copy.rename(into / f"20200101T000000Z-{content_digest(manifest['files'])}")

@@ -183,8 +183,7 @@ def test_a_file_of_another_version_is_refused(version: Path, tmp_path: Path) -> 
 
 def test_the_files_and_the_manifest_of_another_version_are_refused(version: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other", random_state=1)
-    for path in other.iterdir():
-        shutil.copy(path, version / path.name)
+    shutil.copytree(other, version, dirs_exist_ok=True)
     assert load_version(other).version == other.name  # consistent in itself, but not what the name says
     assert_refused(version, MANIFEST, version.name)
     with pytest.raises(ArtifactError, match="content"):
@@ -360,7 +359,7 @@ def test_a_manifest_that_is_no_manifest_is_refused(version: Path, content: str) 
     assert_refused(version, MANIFEST)
 
 
-@pytest.mark.parametrize("found", [0, 2, "1", None])
+@pytest.mark.parametrize("found", [0, 1, 3, "2", None])
 def test_an_unknown_format_version_is_refused(version: Path, found: object) -> None:
     edit_manifest(version, lambda manifest: manifest.update(format_version=found))
     assert_refused(version, MANIFEST, "format_version", repr(found))
@@ -396,12 +395,26 @@ def test_a_malformed_list_of_files_is_refused(version: Path, files: object) -> N
     assert_refused(version, MANIFEST)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/b"])
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "report/../../secret", "C:/secret", "..\\secret"])
 def test_a_manifest_cannot_point_out_of_its_folder(version: Path, name: str) -> None:
     (version.parent / "secret").write_text("x")
     stated = {"sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}
     edit_manifest(version, lambda manifest: manifest["files"].update({name: stated}))
     assert_refused(version, MANIFEST)
+
+
+def test_documents_are_files_of_the_version_in_folders_too(version: Path) -> None:
+    documents = make_model().documents
+    assert any("/" in name for name in documents)
+    for name, text in documents.items():
+        assert (version / name).read_text(encoding="utf-8") == text
+        assert name in verify_version(version)["files"]
+
+
+@pytest.mark.parametrize("name", make_model().documents)
+def test_a_damaged_document_is_refused_like_any_other_file(version: Path, name: str) -> None:
+    (version / name).write_text("changed")
+    assert_refused(version, name)
 
 
 def test_the_digest_covers_names_and_checksums() -> None:

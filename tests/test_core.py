@@ -12,7 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import core
-from app.core import UNKNOWN, Dataset, IdMap, build_user_items, leave_one_out, positives
+from app.core import (
+    STAGES,
+    UNKNOWN,
+    Dataset,
+    IdMap,
+    Positives,
+    Stage,
+    build_positives,
+    build_user_items,
+    leave_one_out,
+    positives,
+    split_at_moment,
+)
 from app.datasets.locate import locate
 from app.errors import DataError
 
@@ -116,6 +128,109 @@ def test_split_holds_each_positive_once_and_never_looks_back(rows: list[tuple[in
 def test_data_in_which_nobody_has_three_positives_is_refused_with_a_remedy() -> None:
     with pytest.raises(DataError, match=r"no user has 3 or more positives \(the most is 2\).*--evaluate none"):
         leave_one_out(positives(frame((1, 1, 4, 1), (1, 2, 4, 2), (2, 1, 4, 1))))
+
+
+# The split at one moment
+
+# Ten positives at the times 1 to 10: the moments are the times of the 9th (8 of 10 are before it) and of the 10th.
+# Movie 6 is first liked at 9; user 4 comes at 9, user 5 at 10.
+TEN = frame(
+    (2, 1, 4, 2),
+    (1, 1, 5, 1),
+    (1, 2, 4, 3),
+    (3, 3, 4, 4),
+    (3, 9, 1, 4),  # no positive
+    (2, 2, 4, 5),
+    (3, 4, 4, 6),
+    (1, 5, 4, 7),
+    (2, 3, 4, 8),
+    (4, 6, 4, 9),
+    (5, 7, 4, 10),
+)
+
+
+def test_split_for_test_holds_out_the_last_tenth_of_all_positives() -> None:
+    split = split_at_moment(positives(TEN), "test")
+    assert (split.stage, split.moment) == ("test", 10)
+    assert pairs(split.train) == [(1, 1), (1, 2), (1, 5), (2, 1), (2, 2), (2, 3), (3, 3), (3, 4), (4, 6)]
+    assert pairs(split.held_out) == [(5, 7)]
+    assert split.users.ids.tolist() == [1, 2, 3, 4, 5]
+    assert split.items.ids.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_split_for_validation_holds_out_the_tenth_before_and_does_not_know_the_last() -> None:
+    split = split_at_moment(positives(TEN), "validation")
+    assert (split.stage, split.moment) == ("validation", 9)
+    assert pairs(split.train) == [(1, 1), (1, 2), (1, 5), (2, 1), (2, 2), (2, 3), (3, 3), (3, 4)]
+    assert pairs(split.held_out) == [(4, 6)]
+    assert split.users.ids.tolist() == [1, 2, 3, 4]
+    assert split.items.ids.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_positives_of_one_second_stay_on_one_side_of_the_moment() -> None:
+    # By time 1, 1, 2, …, 2, 3: the 9th and the 10th are of the times 2 and 3. All seven of the time 2 are held out for
+    # validation, although two tenths more than a tenth; the one at the time 3 for test.
+    ratings = frame(*((user, 1, 4, time) for user, time in enumerate([1, 1, 2, 2, 2, 2, 2, 2, 2, 3])))
+    validation, test = (split_at_moment(positives(ratings), stage) for stage in STAGES)
+    assert (validation.moment, len(validation.train), len(validation.held_out)) == (2, 2, 7)
+    assert (test.moment, len(test.train), len(test.held_out)) == (3, 9, 1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 30)), min_size=1, max_size=60))
+def test_split_at_a_moment_never_looks_past_it_nor_validation_into_the_last_tenth(rows: list[tuple[int, int]]) -> None:
+    liked = positives(frame(*((user, place, 4.0, time) for place, (user, time) in enumerate(rows))))
+    by_time = sorted(time for _, time in rows)
+    first, second = by_time[len(rows) * 8 // 10], by_time[len(rows) * 9 // 10]
+    for stage, moment, end in (("validation", first, second), ("test", second, by_time[-1] + 1)):
+        train = [pair for pair, time in zip(pairs(liked), liked["timestamp"], strict=True) if time < moment]
+        held_out = [pair for pair, time in zip(pairs(liked), liked["timestamp"], strict=True) if moment <= time < end]
+        if not train or not held_out:
+            with pytest.raises(DataError):
+                split_at_moment(liked, stage)  # type: ignore[arg-type]
+            continue
+        split = split_at_moment(liked, stage)  # type: ignore[arg-type]
+        assert (split.moment, pairs(split.train), pairs(split.held_out)) == (moment, train, held_out)
+        assert split.users.ids.tolist() == sorted({user for user, _ in train + held_out})
+        assert split.items.ids.tolist() == sorted({movie for _, movie in train})
+
+
+def test_what_happens_in_the_last_tenth_changes_no_validation_split() -> None:
+    later = TEN.assign(user_id=TEN["user_id"].where(TEN["timestamp"] < 10, 77))
+    later.loc[later["timestamp"] == 10, ["movie_id", "timestamp"]] = [88, 1_000]
+    before, after = (split_at_moment(positives(ratings), "validation") for ratings in (TEN, later))
+    assert before.moment == after.moment
+    assert pairs(before.train) == pairs(after.train)
+    assert pairs(before.held_out) == pairs(after.held_out)
+    assert before.users.ids.tolist() == after.users.ids.tolist()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_equal_timestamps_cannot_be_split_at_a_moment_and_the_message_has_a_remedy(stage: Stage) -> None:
+    ratings = frame(*((user, movie, 4, 77) for user in range(4) for movie in range(5)))
+    with pytest.raises(
+        DataError, match=r"\(77 to 77\) leave nothing to train on or to hold out.*--split leave-one-out"
+    ):
+        split_at_moment(positives(ratings), stage)
+
+
+def test_many_positives_in_the_last_second_leave_nothing_for_validation() -> None:
+    # Of ten, the 9th and the 10th are both of the time 5: nothing is from the first moment to before the second.
+    ratings = frame(*((user, 1, 4, time) for user, time in enumerate([1, 1, 2, 2, 3, 3, 4, 4, 5, 5])))
+    assert len(split_at_moment(positives(ratings), "test").held_out) == 2
+    with pytest.raises(DataError, match=r"\(1 to 5\) leave nothing to train on or to hold out"):
+        split_at_moment(positives(ratings), "validation")
+
+
+def test_real_data_is_split_at_one_moment_with_a_tenth_on_each_side(movielens_dir: Path) -> None:
+    # 48,580 positives, a tenth is 4,858; each side may differ by the positives that share the moment's second.
+    liked = positives(load(movielens_dir).ratings)
+    validation, test = (split_at_moment(liked, stage) for stage in STAGES)
+    assert len(liked) == 48_580 == len(test.train) + len(test.held_out)
+    assert 4_858 <= len(test.held_out) < 4_858 + 100
+    assert len(validation.train) + len(validation.held_out) == len(test.train)
+    assert abs(len(validation.held_out) - 4_858) < 100
+    assert validation.held_out["timestamp"].max() < test.moment == test.held_out["timestamp"].min()
 
 
 # Positives
@@ -274,3 +389,143 @@ def test_user_items_of_the_real_train_has_a_cell_per_row(movielens_dir: Path) ->
     assert matrix.nnz == 47_363
     assert matrix.has_sorted_indices
     assert set(matrix.data.tolist()) == {1.0}
+
+
+# What models learn from
+
+
+def by_pair(learned: Positives, users: IdMap, items: IdMap) -> dict[tuple[int, int], tuple[float, int]]:
+    """(strength, n_later) of each positive, by (user_id, movie_id)."""
+    cells = learned.user_items.tocoo()
+    values = zip(learned.strength.tolist(), learned.n_later.tolist(), strict=True)
+    ids = zip(users.ids[cells.row].tolist(), items.ids[cells.col].tolist(), strict=True)
+    return dict(zip(ids, values, strict=True))
+
+
+def of(ratings: pd.DataFrame, min_rating: float = 4.0) -> dict[tuple[int, int], tuple[float, int]]:
+    liked = positives(ratings, min_rating)
+    users, items = IdMap.of(liked["user_id"]), IdMap.of(liked["movie_id"])
+    return by_pair(build_positives(liked, users, items, min_rating), users, items)
+
+
+@pytest.mark.parametrize(
+    ("min_rating", "expected"),
+    [
+        # 2·(rating − least)/(5 − least) − 1
+        (4.0, {4.0: -1, 4.5: 0, 5.0: 1}),  # 2·.5/1 − 1 = 0
+        (3.0, {3.0: -1, 3.5: -0.5, 4.0: 0, 4.5: 0.5, 5.0: 1}),  # 2·.5/2 − 1 = −.5
+        (0.5, {0.5: -1, 2.75: 0, 5.0: 1}),  # 2·2.25/4.5 − 1 = 0
+        (4.5, {4.5: -1, 5.0: 1}),
+        (5.0, {5.0: 0}),  # where a 5 is all there is, none is stronger than another
+    ],
+)
+def test_strength_goes_from_the_least_positive_rating_to_five(min_rating: float, expected: dict[float, float]) -> None:
+    liked = frame(*((1, place, rating, place) for place, rating in enumerate(expected)))
+    learned = build_positives(liked, IdMap.of([1]), IdMap.of(liked["movie_id"]), min_rating)
+    assert learned.strength.tolist() == pytest.approx(list(expected.values()), abs=1e-7)
+    assert learned.strength.dtype == np.float32
+
+
+def test_strength_is_of_the_threshold_four_unless_told_otherwise() -> None:
+    liked = frame((1, 1, 4, 1), (1, 2, 4.5, 2), (1, 3, 5, 3))
+    learned = build_positives(liked, IdMap.of([1]), IdMap.of([1, 2, 3]))
+    assert learned.strength.tolist() == [-1, 0, 1]
+
+
+def test_later_positives_are_counted_per_user_and_ties_alike() -> None:
+    # User 1: times 10, 20, 20, 30: after 10 come three, after each 20 one (the other 20 is not later), after 30 none.
+    # User 2, whose times are all later than user 1's: 40, 40.
+    ratings = frame((1, 3, 4, 20), (2, 2, 4, 40), (1, 1, 4, 30), (2, 1, 4, 40), (1, 4, 4, 10), (1, 2, 4, 20))
+    found = of(ratings)
+    assert {pair: n_later for pair, (_, n_later) in found.items()} == {
+        (1, 4): 3,
+        (1, 2): 1,
+        (1, 3): 1,
+        (1, 1): 0,
+        (2, 1): 0,
+        (2, 2): 0,
+    }
+
+
+def test_ratings_below_the_threshold_are_no_later_positives() -> None:
+    found = of(frame((1, 1, 4, 1), (1, 2, 3.5, 2), (1, 3, 5, 3), (1, 4, 1, 4)))
+    assert {pair: n_later for pair, (_, n_later) in found.items()} == {(1, 1): 1, (1, 3): 0}
+
+
+def test_rows_outside_the_maps_are_left_out_and_are_later_to_nothing() -> None:
+    # Of user 1's positives at 1, 2, 3, the movie of the one at 2 is outside: after 1 comes one, not two. User 9 is too.
+    liked = frame((1, 10, 4, 1), (1, 99, 5, 2), (1, 20, 5, 3), (9, 10, 4, 4), (3, 20, 4.5, 5))
+    users, items = IdMap.of([1, 2, 3]), IdMap.of([10, 20, 30])
+    learned = build_positives(liked, users, items)
+    assert by_pair(learned, users, items) == {(1, 10): (-1, 1), (1, 20): (1, 0), (3, 20): (0, 0)}
+    assert learned.user_items.toarray().tolist() == [[1, 1, 0], [0, 0, 0], [0, 1, 0]]
+
+
+RATED_CELLS = st.dictionaries(
+    st.tuples(st.integers(0, 4), st.integers(0, 6)),
+    st.tuples(st.sampled_from([4.0, 4.5, 5.0]), st.integers(0, 4)),
+    max_size=25,
+)
+
+
+@settings(deadline=None)
+@given(RATED_CELLS, st.randoms(use_true_random=False))
+def test_positives_are_what_a_double_loop_finds_whatever_the_order_of_the_rows(
+    rated: dict[tuple[int, int], tuple[float, int]], random: Random
+) -> None:
+    users, items = IdMap.of([0, 1, 2, 4]), IdMap.of([1, 2, 3, 4, 6])  # 3 as a user, 0 and 5 as movies are outside
+    known = {pair: values for pair, values in rated.items() if pair[0] != 3 and pair[1] not in (0, 5)}
+    expected = {}
+    for (user, movie), (rating, time) in known.items():
+        later = [1 for (other, _), (_, then) in known.items() if other == user and then > time]
+        expected[user, movie] = ({4.0: -1.0, 4.5: 0.0, 5.0: 1.0}[rating], len(later))
+    rows = [(*pair, *values) for pair, values in rated.items()]
+    first = build_positives(frame(*rows), users, items)
+    random.shuffle(rows)
+    again = build_positives(frame(*rows), users, items)
+    assert by_pair(first, users, items) == expected
+    for one, other in (
+        (first.user_items.indptr, again.user_items.indptr),
+        (first.user_items.indices, again.user_items.indices),
+        (first.strength, again.strength),
+        (first.n_later, again.n_later),
+    ):
+        assert (one.dtype, one.tolist()) == (other.dtype, other.tolist())
+    plain = build_user_items(frame(*rows), users, items)
+    assert first.user_items.has_sorted_indices
+    assert first.user_items.dtype == plain.dtype
+    assert first.user_items.toarray().tolist() == plain.toarray().tolist()
+
+
+@pytest.mark.parametrize(("users", "items"), [([1, 2], [1, 2, 3]), ([], [])])
+def test_no_positives_at_all_are_an_empty_matrix(users: list[int], items: list[int]) -> None:
+    for liked in (frame(), frame((7, 9, 5, 1))):  # none, and one outside the maps
+        learned = build_positives(liked, IdMap.of(users), IdMap.of(items))
+        assert (learned.user_items.shape, learned.user_items.nnz) == ((len(users), len(items)), 0)
+        assert (learned.strength.tolist(), learned.n_later.tolist()) == ([], [])
+        assert learned.with_values(learned.strength).nnz == 0
+
+
+def test_values_take_the_place_of_the_ones_entry_by_entry() -> None:
+    users, items = IdMap.of([1, 2, 3]), IdMap.of([10, 20, 30])
+    liked = frame((3, 20, 4.5, 5), (1, 30, 4, 2), (1, 10, 5, 1))
+    learned = build_positives(liked, users, items)
+    matrix = learned.with_values(np.array([0.25, 8.0, 3.0]))  # (1, 10), (1, 30), (3, 20)
+    assert matrix.toarray().tolist() == [[0.25, 0, 8], [0, 0, 0], [0, 3, 0]]
+    assert (matrix.dtype, matrix.shape) == (np.float32, (3, 3))
+    assert set(learned.user_items.data.tolist()) == {1.0}
+
+
+def test_positives_of_the_real_train_have_a_cell_per_row_and_the_three_strengths(movielens_dir: Path) -> None:
+    split = leave_one_out(positives(load(movielens_dir).ratings))
+    learned = build_positives(split.train, split.users, split.items)
+    plain = build_user_items(split.train, split.users, split.items)
+    assert (learned.user_items != plain).nnz == 0
+    assert learned.user_items.nnz == len(learned.strength) == len(learned.n_later) == 47_363
+    n_of_rating = split.train["rating"].value_counts().to_dict()
+    n_of_strength = dict(
+        zip(*(found.tolist() for found in np.unique(learned.strength, return_counts=True)), strict=True)
+    )
+    assert n_of_strength == {-1: n_of_rating[4.0], 0: n_of_rating[4.5], 1: n_of_rating[5.0]}
+    largest = np.maximum.reduceat(learned.n_later, plain.indptr[:-1][np.diff(plain.indptr) > 0])
+    assert (largest < np.diff(plain.indptr)[np.diff(plain.indptr) > 0]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import core, evaluation
-from app.als import PRESETS, fit_als
-from app.core import IdMap, Split
-from app.datasets.movielens import read_movielens
+from app.als import PRESETS, learn
+from app.core import STAGES, IdMap, Split, Stage, TemporalSplit
+from app.datasets.movielens import RawData, read_movielens
 from app.errors import DataError
-from app.protocols import STAGES, Protocol, RankingTask, Stage, build_task
-
-PROTOCOLS: tuple[Protocol, ...] = ("rated", "positives")
+from app.protocols import LEAVE_ONE_OUT, Protocol, RankingTask, build_task, build_temporal_tasks
 
 
 def frame(*rows: tuple[int, int, float, int]) -> pd.DataFrame:
@@ -29,6 +28,13 @@ def frame(*rows: tuple[int, int, float, int]) -> pd.DataFrame:
 
 def split_of(ratings: pd.DataFrame) -> Split:
     return core.leave_one_out(core.positives(ratings))
+
+
+def at_moment(ratings: pd.DataFrame, moment: int, min_rating: float = 4.0) -> TemporalSplit:
+    """Everything liked from a moment on, held out; ``core.split_at_moment`` chooses the moment itself."""
+    liked = core.positives(ratings, min_rating)
+    train, held_out = liked[liked["timestamp"] < moment], liked[liked["timestamp"] >= moment]
+    return TemporalSplit("test", moment, train, held_out, IdMap.of(liked["user_id"]), items=IdMap.of(train["movie_id"]))
 
 
 def cells(matrix: sp.csr_matrix, row_ids: list[int], items: IdMap) -> dict[int, set[int]]:
@@ -47,9 +53,18 @@ def removed(task: RankingTask) -> dict[int, set[int]]:
     return cells(task.seen, task.users.ids[task.target_users].tolist(), task.items)
 
 
+def relevant(task: RankingTask) -> dict[int, set[int]]:
+    return cells(task.relevant, task.users.ids[task.target_users].tolist(), task.items)
+
+
 def targets(task: RankingTask) -> dict[int, int]:
-    user_ids, movie_ids = task.users.ids[task.target_users], task.items.ids[task.target_items]
+    """The one held-out movie of each target user of a leave-one-out protocol."""
+    user_ids, movie_ids = task.users.ids[task.target_users], task.items.ids[task.relevant.indices]
     return dict(zip(user_ids.tolist(), movie_ids.tolist(), strict=True))
+
+
+def by_user(task: RankingTask, values: np.ndarray) -> dict[int, int]:
+    return dict(zip(task.users.ids[task.target_users].tolist(), values.tolist(), strict=True))
 
 
 # Six users whose every cell can be listed by hand; movies 1–8 are the train catalogue, 90 is outside.
@@ -101,7 +116,7 @@ TARGETS: dict[Stage, dict[int, int]] = {
 }
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", LEAVE_ONE_OUT)
 @pytest.mark.parametrize("stage", STAGES)
 def test_catalogue_and_targets_are_the_same_in_both_protocols(protocol: Protocol, stage: Stage) -> None:
     task = build_task(TINY, split_of(TINY), protocol, stage)
@@ -109,7 +124,9 @@ def test_catalogue_and_targets_are_the_same_in_both_protocols(protocol: Protocol
     assert task.items.ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert targets(task) == TARGETS[stage]
     assert (task.protocol, task.stage, task.n_targets) == (protocol, stage, len(TARGETS[stage]))
-    assert task.seen.shape == (task.n_targets, 8)
+    assert task.seen.shape == task.relevant.shape == (task.n_targets, 8)
+    assert np.diff(task.relevant.indptr).tolist() == [1] * task.n_targets
+    assert task.n_new.tolist() == [0] * task.n_targets
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -149,12 +166,107 @@ def test_target_is_never_removed_from_its_own_ranking(stage: Stage) -> None:
     assert removed(task)[1] == own
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", LEAVE_ONE_OUT)
 def test_matrix_holds_ones(protocol: Protocol) -> None:
     task = build_task(TINY, split_of(TINY), protocol, "test")
+    assert task.user_items is task.positives.user_items
     assert set(task.user_items.data.tolist()) == {1.0}
     assert task.user_items.dtype == np.float32
     assert task.user_items.has_sorted_indices
+
+
+# Movies 1 to 5 are the train catalogue, 99 is outside. Six who tell apart what lies before the held-out movie.
+GAPS = frame(
+    (1, 1, 4.0, 10),
+    (1, 2, 4.0, 20),  # validation; the rating before it is at 10
+    (1, 99, 2.0, 25),  # outside the catalogue and no positive, yet a rating
+    (1, 3, 4.0, 30),  # test
+    (2, 2, 4.0, 1),
+    (2, 3, 4.0, 2),
+    (2, 1, 4.0, 9),  # validation
+    (2, 4, 4.0, 9 + 86_400),  # test, a day later
+    (3, 4, 4.0, 1),
+    (3, 5, 4.0, 2),
+    (3, 1, 4.0, 2),  # validation, in the same second as a positive
+    (3, 2, 4.0, 100),  # test, in the same second as a low rating
+    (3, 3, 0.5, 100),
+    (4, 1, 4.0, 50),  # validation, the first rating
+    (4, 2, 4.0, 60),  # test
+    (4, 3, 1.0, 70),  # later, and no matter
+)
+
+
+@pytest.mark.parametrize("protocol", LEAVE_ONE_OUT)
+@pytest.mark.parametrize(
+    ("stage", "n_history", "gap_seconds"),
+    [
+        ("validation", {1: 1, 2: 2, 3: 1, 4: 0}, {1: 20 - 10, 2: 9 - 2, 3: 0, 4: -1}),
+        ("test", {1: 3, 2: 3, 3: 3, 4: 1}, {1: 30 - 25, 2: 86_400, 3: 0, 4: 60 - 50}),
+    ],
+)
+def test_history_and_gap_are_of_all_ratings_before_the_held_out_one(
+    protocol: Protocol, stage: Stage, n_history: dict[int, int], gap_seconds: dict[int, int]
+) -> None:
+    task = build_task(GAPS, split_of(GAPS), protocol, stage)
+    assert 99 not in task.items.ids
+    assert by_user(task, task.n_history) == n_history
+    assert by_user(task, task.gap_seconds) == gap_seconds
+
+
+@pytest.mark.parametrize(
+    ("stage", "n_history", "gap_seconds"),
+    [
+        # 2 and 6 have ties at their held-out times, as has 1 (movie 7 at 40, movie 8 at 50); 6 has nothing older.
+        ("validation", {1: 4, 2: 2, 3: 1, 4: 1, 6: 0, 7: 5}, {1: 0, 2: 0, 3: 1, 4: 1, 6: 0, 7: 3}),
+        ("test", {1: 6, 2: 2, 4: 2, 6: 0, 7: 6}, {1: 0, 2: 0, 4: 1, 6: 0, 7: 1}),
+    ],
+)
+def test_history_and_gap_of_users_with_ties(
+    stage: Stage, n_history: dict[int, int], gap_seconds: dict[int, int]
+) -> None:
+    task = build_task(TINY, split_of(TINY), "rated", stage)
+    assert by_user(task, task.n_history) == n_history
+    assert by_user(task, task.gap_seconds) == gap_seconds
+
+
+def strengths(task: RankingTask) -> dict[tuple[int, int], float]:
+    """Strength of each positive to learn from, by (user_id, movie_id)."""
+    cells_ = task.positives.user_items.tocoo()
+    ids = zip(task.users.ids[cells_.row].tolist(), task.items.ids[cells_.col].tolist(), strict=True)
+    return dict(zip(ids, task.positives.strength.tolist(), strict=True))
+
+
+GRADED = frame((1, 1, 3.0, 1), (1, 2, 4.0, 2), (1, 3, 5.0, 3), (1, 4, 3.5, 4), (1, 5, 4.0, 5), (2, 5, 4.5, 1))
+
+
+@pytest.mark.parametrize("protocol", LEAVE_ONE_OUT)
+def test_least_rating_is_the_bottom_of_the_grades(protocol: Protocol) -> None:
+    # 2·(rating − 3)/(5 − 3) − 1 = rating − 4. User 2's three are there to put movies 4 and 5 into the catalogue.
+    ratings = pd.concat([GRADED, frame((2, 4, 3.0, 2), (2, 1, 4.0, 3), (2, 2, 4.0, 4))], ignore_index=True)
+    split = core.leave_one_out(core.positives(ratings, 3.0))
+    expected = {(1, 1): -1, (1, 2): 0, (1, 3): 1, (2, 5): 0.5, (2, 4): -1}
+    if protocol == "rated":
+        expected |= {(1, 4): -0.5, (2, 1): 0}  # the validation positives
+    assert strengths(build_task(ratings, split, protocol, "test", 3.0)) == expected
+
+
+def test_least_rating_is_the_bottom_of_the_grades_of_a_temporal_task_too() -> None:
+    split = at_moment(GRADED, 5, 3.0)
+    (task,) = build_temporal_tasks(GRADED, split, 3.0)
+    assert strengths(task) == {(1, 1): -1, (1, 2): 0, (1, 3): 1, (1, 4): -0.5, (2, 5): 0.5}
+
+
+def test_later_positives_are_counted_among_those_that_may_be_known() -> None:
+    # User 7 liked 2, 4, 6, 7, 8 and then 1 for validation; the held-out 3 is no later positive to any of them. Of user
+    # 1's, 1, 3 and 4 (validation) are known for test.
+    task = build_task(TINY, split_of(TINY), "rated", "test")
+    items, indptr = task.items.ids[task.positives.user_items.indices], task.positives.user_items.indptr
+    found = {}
+    for user_id in (1, 7):
+        row = int(task.users.index(user_id))
+        own = slice(indptr[row], indptr[row + 1])
+        found[user_id] = dict(zip(items[own].tolist(), task.positives.n_later[own].tolist(), strict=True))
+    assert found == {1: {1: 2, 3: 1, 4: 0}, 7: {2: 5, 4: 4, 6: 3, 7: 2, 8: 1, 1: 0}}
 
 
 ROWS = st.tuples(st.integers(1, 4), st.integers(1, 12), st.sampled_from([1.0, 3.5, 4.0, 5.0]), st.integers(0, 6))
@@ -177,6 +289,10 @@ def test_no_cell_of_a_target_user_is_from_the_target_s_time_or_later(
         before = {m for (u, m), time in rated_at.items() if u == user and time < rated_at[user, target]} & catalogue
         assert removed(task)[user] == before
         assert learned(task)[user] == {movie for movie in before if rating_of[user, movie] >= 4}
+        times = sorted(time for (u, m), time in rated_at.items() if u == user and m != target)
+        until = [time for time in times if time <= rated_at[user, target]]
+        assert by_user(task, task.n_history)[user] == sum(time < rated_at[user, target] for time in times)
+        assert by_user(task, task.gap_seconds)[user] == (rated_at[user, target] - until[-1] if until else -1)
 
 
 def test_data_whose_held_out_movies_are_all_new_is_refused_with_a_remedy() -> None:
@@ -192,12 +308,151 @@ def test_data_whose_timestamps_are_all_alike_is_refused_with_a_remedy() -> None:
     assert build_task(ratings, split_of(ratings), "positives", "test").n_targets == 4
 
 
+# The split at one moment
+
+# The moment is 100; movies 1–5 are liked before it, 90 and 91 only after, 99 never.
+MOMENT = 100
+TEMPORAL = frame(
+    # User 1 comes back for one movie of the catalogue and a new one.
+    (1, 1, 5.0, 10),
+    (1, 2, 4.0, 20),
+    (1, 3, 2.0, 30),
+    (1, 99, 1.0, 40),
+    (1, 4, 4.0, 100),  # held out, in the very second of the moment
+    (1, 90, 5.0, 110),  # held out, new
+    (1, 5, 1.0, 120),
+    # User 2 comes back for two.
+    (2, 1, 4.0, 15),
+    (2, 4, 4.0, 25),
+    (2, 5, 4.0, 140),  # held out
+    (2, 3, 4.5, 130),  # held out, the first
+    # User 3 does not come back; user 4 for a new movie only.
+    (3, 3, 4.0, 5),
+    (4, 5, 4.0, 50),
+    (4, 90, 4.0, 150),  # held out, new
+    (4, 1, 2.0, 160),
+    # Users 5 and 6 are new to what is learned from, although 5 had rated something low; 7 is new and likes a new movie.
+    (5, 2, 3.0, 60),
+    (5, 1, 4.0, 170),  # held out
+    (6, 1, 4.0, 180),  # held out
+    (6, 91, 4.0, 185),  # held out, new
+    (6, 4, 4.0, 190),  # held out
+    (6, 2, 1.0, 195),
+    (7, 91, 4.0, 200),  # held out, new
+    # User 8 never likes anything.
+    (8, 1, 1.0, 5),
+    (8, 2, 1.0, 205),
+)
+
+
+def test_users_who_come_back_are_asked_about_their_later_movies_of_the_catalogue() -> None:
+    task, _ = build_temporal_tasks(TEMPORAL, at_moment(TEMPORAL, MOMENT))
+    assert (task.protocol, task.stage, task.n_targets) == ("temporal", "test", 2)
+    assert task.items.ids.tolist() == [1, 2, 3, 4, 5]
+    assert relevant(task) == {1: {4}, 2: {3, 5}}
+    assert removed(task) == {1: {1, 2, 3}, 2: {1, 4}}  # 5, which user 1 rates low after the moment, may be shown
+    assert by_user(task, task.n_new) == {1: 1, 2: 0}
+    assert by_user(task, task.n_history) == {1: 4, 2: 2}
+    assert by_user(task, task.gap_seconds) == {1: 100 - 40, 2: 130 - 25}
+
+
+def test_new_users_are_asked_about_apart() -> None:
+    _, task = build_temporal_tasks(TEMPORAL, at_moment(TEMPORAL, MOMENT))
+    assert (task.protocol, task.stage, task.n_targets) == ("temporal_new_users", "test", 2)
+    assert relevant(task) == {5: {1}, 6: {1, 4}}
+    assert removed(task) == {5: {2}, 6: set()}
+    assert by_user(task, task.n_new) == {5: 0, 6: 1}
+    assert by_user(task, task.n_history) == {5: 1, 6: 0}
+    assert by_user(task, task.gap_seconds) == {5: 170 - 60, 6: -1}
+
+
+def test_both_temporal_tasks_learn_from_all_positives_before_the_moment() -> None:
+    for task in build_temporal_tasks(TEMPORAL, at_moment(TEMPORAL, MOMENT)):
+        assert learned(task) == {1: {1, 2}, 2: {1, 4}, 3: {3}, 4: {5}, 5: set(), 6: set(), 7: set()}
+        assert task.positives.n_later.tolist() == [1, 0, 1, 0, 0, 0]  # of users 1 (movies 1, 2), 2 (1, 4), 3 and 4
+        assert task.positives.strength.tolist() == [1, -1, -1, -1, -1, -1]
+        assert task.relevant.shape == task.seen.shape == (task.n_targets, 5)
+
+
+def test_temporal_gap_is_from_the_last_rating_that_is_known_at_the_moment_to_the_first_held_out_movie() -> None:
+    # User 2's first held-out movie is at 130. What was rated low at 128, and in the same second, nobody knew at 100.
+    ratings = pd.concat([TEMPORAL, frame((2, 2, 1.0, 128), (2, 99, 1.0, 130))], ignore_index=True)
+    task, _ = build_temporal_tasks(ratings, at_moment(ratings, MOMENT))
+    assert by_user(task, task.gap_seconds) == {1: 60, 2: 130 - 25}
+    assert by_user(task, task.n_history) == {1: 4, 2: 2}
+
+
+def test_without_new_users_there_is_one_temporal_task() -> None:
+    ratings = TEMPORAL[TEMPORAL["user_id"] < 5]
+    (task,) = build_temporal_tasks(ratings, at_moment(ratings, MOMENT))
+    assert (task.protocol, relevant(task)) == ("temporal", {1: {4}, 2: {3, 5}})
+
+
+def test_what_users_rate_after_the_moment_is_not_known_to_a_temporal_task() -> None:
+    split, before = at_moment(TEMPORAL, MOMENT), TEMPORAL["timestamp"] < MOMENT
+    known, blind = (build_temporal_tasks(ratings, split) for ratings in (TEMPORAL, TEMPORAL[before]))
+    for one, other in zip(known, blind, strict=True):
+        assert bytes_of(one) == bytes_of(other)
+
+
+def test_temporal_data_whose_later_movies_are_all_new_is_refused_with_a_remedy() -> None:
+    ratings = frame((1, 1, 4, 1), (1, 2, 4, 2), (1, 3, 4, 100), (2, 4, 4, 100))
+    with pytest.raises(
+        DataError,
+        match=r"temporal, test: no user with positives before .* has a later one in the catalogue.*leave-one-out",
+    ):
+        build_temporal_tasks(ratings, at_moment(ratings, MOMENT))
+
+
+def test_temporal_data_in_which_nobody_comes_back_is_refused_for_the_right_reason() -> None:
+    # User 2 likes a movie of the catalogue after the moment, so that is not what is wrong: nobody known does.
+    ratings = frame((1, 1, 4, 1), (1, 2, 4, 2), (2, 1, 4, 100))
+    with pytest.raises(DataError, match="temporal, test") as caught:
+        build_temporal_tasks(ratings, at_moment(ratings, MOMENT))
+    assert "none of the held-out movies occurs" not in str(caught.value)
+
+
+@settings(deadline=None)
+@given(st.lists(ROWS, min_size=10, max_size=60, unique_by=lambda row: row[:2]), st.sampled_from(STAGES))
+def test_temporal_tasks_hold_what_a_loop_finds(rows: list[tuple[int, int, float, int]], stage: Stage) -> None:
+    ratings = frame(*rows)
+    try:
+        split = core.split_at_moment(core.positives(ratings), stage)
+        tasks = build_temporal_tasks(ratings, split)
+    except DataError:
+        return
+    times = sorted(time for *_, rating, time in rows if rating >= 4)
+    end = times[len(times) * 9 // 10] if stage == "validation" else 7
+    catalogue = {movie for _, movie, rating, time in rows if rating >= 4 and time < split.moment}
+    known = {user for user, _, rating, time in rows if rating >= 4 and time < split.moment}
+    held_out: dict[int, set[int]] = {}
+    for user, movie, rating, time in rows:
+        if rating >= 4 and split.moment <= time < end:
+            held_out.setdefault(user, set()).add(movie)
+    asked = {user for user, movies in held_out.items() if movies & catalogue}
+    assert set(relevant(tasks[0])) == asked & known
+    assert [set(relevant(task)) for task in tasks[1:]] == [asked - known][: bool(asked - known)]
+    for task in tasks:
+        assert set(task.items.ids.tolist()) == catalogue
+        for user, movies in relevant(task).items():
+            assert movies == held_out[user] & catalogue
+            assert by_user(task, task.n_new)[user] == len(held_out[user] - catalogue)
+            before = {movie for own, movie, _, time in rows if own == user and time < split.moment}
+            assert removed(task)[user] == before & catalogue
+            assert by_user(task, task.n_history)[user] == len(before)
+
+
 # The real data
 
 
 @pytest.fixture(scope="module")
-def ratings(movielens_dir: Path) -> pd.DataFrame:
-    return read_movielens(movielens_dir).ratings
+def raw(movielens_dir: Path) -> RawData:
+    return read_movielens(movielens_dir)
+
+
+@pytest.fixture(scope="module")
+def ratings(raw: RawData) -> pd.DataFrame:
+    return raw.ratings
 
 
 def target_time_of_each_row(ratings: pd.DataFrame, stage: Stage = "test") -> pd.Series:
@@ -208,7 +463,7 @@ def target_time_of_each_row(ratings: pd.DataFrame, stage: Stage = "test") -> pd.
     return ratings["user_id"].map(asked.set_index("user_id")["timestamp"])
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", LEAVE_ONE_OUT)
 def test_real_data_has_571_validation_and_573_test_targets(ratings: pd.DataFrame, protocol: Protocol) -> None:
     split = split_of(ratings)
     assert [build_task(ratings, split, protocol, stage).n_targets for stage in STAGES] == [571, 573]
@@ -227,6 +482,35 @@ def test_user_163_is_left_without_earlier_positives(ratings: pd.DataFrame) -> No
     task = build_task(ratings, split_of(ratings), "rated", "test")
     without = task.target_users[np.diff(task.user_items.indptr)[task.target_users] == 0]
     assert task.users.ids[without].tolist() == [163]
+
+
+def test_573_test_users_came_back_after_so_long(ratings: pd.DataFrame) -> None:
+    gap = build_task(ratings, split_of(ratings), "rated", "test").gap_seconds
+    ends = (-1, 0, 60, 3_600, 86_400, np.inf)
+    counts = [int(((gap > low) & (gap <= high)).sum()) for low, high in pairwise(ends)]
+    assert counts == [112, 311, 99, 13, 38]  # in the same second, a minute, an hour, a day, longer
+    assert sum(counts) == 573
+
+
+def test_history_of_the_real_test_users_is_what_stands_before_their_target_in_the_file(ratings: pd.DataFrame) -> None:
+    task = build_task(ratings, split_of(ratings), "rated", "test")
+    is_past = ratings["timestamp"] < target_time_of_each_row(ratings)
+    counts = ratings[is_past].groupby("user_id").size()
+    assert by_user(task, task.n_history) == counts.reindex(task.users.ids[task.target_users], fill_value=0).to_dict()
+
+
+def test_temporal_test_of_the_real_data_asks_about_28_users_who_came_back_and_52_new_ones(
+    ratings: pd.DataFrame,
+) -> None:
+    split = core.split_at_moment(core.positives(ratings), "test")
+    warm, new = build_temporal_tasks(ratings, split)
+    assert (warm.n_targets, warm.relevant.nnz, int(warm.n_new.sum())) == (28, 1_043, 403)
+    assert (new.n_targets, int(new.n_history.sum()), set(new.gap_seconds.tolist())) == (52, 0, {-1})
+    assert warm.user_items.nnz == new.user_items.nnz == len(split.train)
+    assert (warm.n_history > 0).all()
+    assert not set(warm.target_users) & set(new.target_users)
+    in_catalogue = split.held_out["movie_id"].isin(split.items.ids)
+    assert warm.relevant.nnz + new.relevant.nnz == int(in_catalogue.sum())
 
 
 def rewrite_the_future(ratings: pd.DataFrame) -> pd.DataFrame:
@@ -251,26 +535,28 @@ def rewrite_the_future(ratings: pd.DataFrame) -> pd.DataFrame:
 
 
 def bytes_of(task: RankingTask) -> list[bytes]:
-    arrays = [task.users.ids, task.items.ids, task.target_users, task.target_items]
-    for matrix in (task.user_items, task.seen):
+    arrays = [task.users.ids, task.items.ids, task.target_users, task.n_history, task.gap_seconds, task.n_new]
+    arrays += [task.positives.strength, task.positives.n_later]
+    for matrix in (task.user_items, task.relevant, task.seen):
         arrays += [matrix.indptr, matrix.indices, matrix.data]
     return [np.ascontiguousarray(array).tobytes() for array in arrays]
 
 
-def test_what_users_do_from_the_target_s_time_on_changes_no_byte_of_task_or_run(
-    ratings: pd.DataFrame, tmp_path: Path
-) -> None:
-    rewritten = rewrite_the_future(ratings)
+def test_what_users_do_from_the_target_s_time_on_changes_no_byte_of_task_or_run(raw: RawData, tmp_path: Path) -> None:
+    ratings, rewritten = raw.ratings, rewrite_the_future(raw.ratings)
     n_changed = len(ratings.merge(rewritten, how="left", indicator=True).query("_merge == 'left_only'"))
     assert n_changed > 1_000
     for name, table in (("as-it-was", ratings), ("rewritten", rewritten)):
         task = build_task(table, split_of(table), "rated", "test")
-        factors = fit_als(task.user_items, PRESETS["default"])
-        result = evaluation.evaluate(task, evaluation.scorers(task, factors, 42), 42)
-        evaluation.write_trec(tmp_path / name, task, result.runs)
+        scorers = {
+            "als": evaluation.als_scorer(task, learn(task.positives, PRESETS["default"])),
+            **{baseline: evaluation.BASELINES[baseline](task, 42) for baseline in ("item_knn", "popular", "random")},
+        }
+        result = evaluation.evaluate(task, scorers, evaluation.describe_catalogue(task, raw.movies), 42)
+        evaluation.write_trec(tmp_path / name, task, result.lists)
         (tmp_path / name / "task").write_bytes(b"|".join(bytes_of(task)))
     files = sorted(path.name for path in (tmp_path / "as-it-was").iterdir())
-    assert files == ["qrels.txt", "run.als.txt", "run.popular.txt", "run.random.txt", "task"]
+    assert files == ["qrels.txt", "run.als.txt", "run.item_knn.txt", "run.popular.txt", "run.random.txt", "task"]
     for file in files:
         assert (tmp_path / "as-it-was" / file).read_bytes() == (tmp_path / "rewritten" / file).read_bytes(), file
 

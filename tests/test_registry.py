@@ -79,8 +79,9 @@ def test_history_states_time_version_and_reason(folder: Path) -> None:
 
 def test_published_files_cannot_be_written(folder: Path) -> None:
     published = publish(folder, OLD)
-    files = list(published.folder.iterdir())
-    assert {path.name for path in files} == {*REQUIRED_FILES, MANIFEST}
+    files = [path for path in published.folder.rglob("*") if path.is_file()]
+    names = {path.relative_to(published.folder).as_posix() for path in files}
+    assert names == {*REQUIRED_FILES, *OLD.documents, MANIFEST}
     assert {path.stat().st_mode & 0o777 for path in files} == {0o444}
     assert published.folder.stat().st_mode & 0o055 == 0o055  # others may read it
 
@@ -121,9 +122,11 @@ def test_copies_stand_in_where_links_are_not_allowed(folder: Path, monkeypatch: 
     monkeypatch.setattr(os, "symlink", refuse)
     for model in (OLD, NEW):
         published = publish(folder, model)
-        for source in published.folder.iterdir():
-            copy = folder / source.name
+        for source in published.folder.rglob("*"):
+            copy = folder / source.relative_to(published.folder)
             assert not copy.is_symlink()
+            if source.is_dir():
+                continue
             assert copy.read_bytes() == source.read_bytes()
             assert copy.stat().st_nlink == 1  # a hard link would let a careless edit reach the version
     monkeypatch.undo()

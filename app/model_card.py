@@ -1,0 +1,325 @@
+"""The model card: what a model is, what it is good for, how good it is, and where it fails, as MODEL_CARD.md.
+
+``TrainedModel ─▶ render_model_card ─▶ artifacts``. Markdown with the front matter that Hugging Face reads. Everything
+is taken from the model itself, without clock or machine, so equal models give equal bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from app.artifacts import MANIFEST, TrainedModel
+from app.datasets.locate import DATASETS, SYNTHETIC
+from app.evaluation.metrics import BANDS, LONG_TAIL_SHARE
+from app.evaluation.results import MODEL
+from app.plots import label
+from app.wording import (
+    HEADLINES,
+    OF_USERS,
+    PROTOCOLS,
+    by_session,
+    command_line,
+    count,
+    hyper_parameters,
+    interval_text,
+    metric_label,
+    number,
+    percent,
+    reproduce_notes,
+    session_sentence,
+    stage_notes,
+    verdict,
+)
+
+
+def render_model_card(model: TrainedModel, has_report: bool) -> str:
+    """Write the model card.
+
+    Parameters
+    ----------
+    has_report : bool
+        Whether ``report/index.html`` stands beside it.
+
+    Returns
+    -------
+    str
+        The whole of MODEL_CARD.md: front matter and Markdown.
+
+    References
+    ----------
+    Mitchell et al., "Model Cards for Model Reporting" (FAT* 2019); https://huggingface.co/docs/hub/model-cards
+    """
+    sections = (
+        _front_matter(model),
+        f"# Movie Recommender: ALS on {_escape(model.dataset)}",
+        *(f"> **{note}**" for note in stage_notes(model)),
+        _in_short(model),
+        _what_it_is(model),
+        _USE,
+        _training_data(model),
+        _evaluation(model.metrics),
+        _limits(model),
+        _how_to_reproduce(model, has_report),
+        _files(has_report),
+    )
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _in_short(model: TrainedModel) -> str:
+    said = [
+        "Recommends movies to the users of the ratings that it was trained on, and to new ones from what they like."
+    ]
+    for protocol, means in list(model.metrics.get("protocols", {}).items())[:1]:
+        found = _estimate(means, model.metrics["intervals"][protocol], MODEL, "recall@10")
+        beside = f", most popular {number(means['popular']['recall@10'])}" if "popular" in means else ""
+        said.append(f"Recall@10 {found}{beside}, protocol `{protocol}`. {session_sentence(model.metrics, protocol)}")
+    return " ".join(said)
+
+
+def _front_matter(model: TrainedModel) -> str:
+    lines = ["---", "license: other", f"license_name: {_license_name(model.dataset)}"]
+    if _is_movielens(model.dataset):
+        lines.append(f"license_link: {_terms(model.dataset)}")
+    lines += ["library_name: implicit", "tags:"]
+    lines += [f"- {tag}" for tag in ("recommendation", "collaborative-filtering", "implicit-feedback", "als")]
+    lines += ["datasets:", f"- {_quote(model.dataset)}"]
+    lines += ["metrics:", *(f"- {metric.replace('@', '_at_')}" for metric in HEADLINES)]
+    if protocols := model.metrics.get("protocols"):
+        lines += ["model-index:", "- name: movie-recommender-als", "  results:"]
+        for protocol, means in protocols.items():
+            lines += _result(model, protocol, means[MODEL])
+    return "\n".join([*lines, "---"])
+
+
+def _result(model: TrainedModel, protocol: str, means: Mapping[str, float]) -> list[str]:
+    """Return one entry of the model-index."""
+    name = "generated ratings, whose figures mean nothing" if model.dataset == SYNTHETIC else model.dataset
+    lines = [
+        "  - task:",
+        "      type: recommendation",
+        "      name: Top-k recommendation",
+        "    dataset:",
+        f"      type: {_quote(model.dataset)}",
+        f"      name: {_quote(name)}",
+        f"      config: {_quote(protocol)}",
+        f"      split: {_quote(model.metrics['stage'])}",
+        "    metrics:",
+    ]
+    for metric in HEADLINES:
+        lines += [
+            f"    - type: {metric.replace('@', '_at_')}",
+            f"      name: {_quote(f'{metric_label(metric)}, protocol {protocol}')}",
+            f"      value: {np.format_float_positional(means[metric], trim='0')}",  # YAML 1.1 reads 1e-05 as text
+        ]
+    return lines
+
+
+def _what_it_is(model: TrainedModel) -> str:
+    als = model.config["als"]
+    liked = f"rated {model.config['min_rating']:g} or more"
+    grade = (
+        "g is the grade of the rating, larger for a higher one" if als["grading"] else "g is 1: ratings are not graded"
+    )
+    recency = (
+        "After the fit each user's factor is solved once more, so that recent positives count most: the weight of a "
+        f"positive halves with every {als['half_life']:g} later ones. New users are solved in the same way from what "
+        "they like."
+        if als["half_life"]
+        else "Positives count alike, however old they are."
+    )
+    return f"""## What it is
+
+Collaborative filtering by alternating least squares (ALS) on implicit feedback. Each user and each movie gets a
+factor of {als["factors"]} numbers; the score of a movie for a user is the product of the two. The fit minimises, over
+all pairs of user and movie, the sum of c · (p − score)², plus λ times the squared length of all factors. p is 1 for a
+positive ({liked}) and 0 for every other pair. c is alpha · g for a positive and 1 for every other pair;
+{grade}. λ is `regularization`.
+
+{recency}
+
+Hyper-parameters: `{" ".join(hyper_parameters(als))}`."""
+
+
+_USE = """## Use
+
+Meant for: learning about recommenders, comparing methods, and recommending movies where a wrong one costs nothing.
+
+Not meant for: decisions about people, other things than the movies it was trained on, or any claim about how users
+would react. Recommendations tell something about their users, so they are as private as the ratings."""
+
+
+def _training_data(model: TrainedModel) -> str:
+    generated = " The ratings are generated; nobody gave them." if model.dataset == SYNTHETIC else ""
+    return f"""## Training data
+
+{
+        _table(
+            ("", ""),
+            [
+                ("data set", _escape(model.dataset)),
+                ("fingerprint (SHA-256)", f"`{_escape(model.fingerprint)}`"),
+                ("users", f"{len(model.users):,}"),
+                ("movies with a positive", f"{len(model.items):,}"),
+                ("positives", f"{model.confidence.nnz:,}"),
+            ],
+        )
+    }
+
+The model is {_escape(model.metrics.get("served_model", "not evaluated"))}.{
+        generated
+    } Nothing is known about who the users are."""
+
+
+def _evaluation(metrics: Mapping[str, Any]) -> str:
+    protocols = metrics.get("protocols", {})
+    if not protocols:
+        return ""
+    blocks = ["## Evaluation", f"{OF_USERS} The whole catalogue is ranked. Stage: {metrics['stage']}."]
+    for protocol, means in protocols.items():
+        blocks += [f"### Protocol `{protocol}`", PROTOCOLS.get(protocol, ""), session_sentence(metrics, protocol)]
+        intervals, differences = metrics["intervals"][protocol], metrics.get("differences", {}).get(protocol, {})
+        values = [(label(model), *(_estimate(means, intervals, model, m) for m in HEADLINES)) for model in means]
+        blocks.append(_table(("model", *map(metric_label, HEADLINES)), values))
+        compared = [(label(model), *(_difference(of[m]) for m in HEADLINES)) for model, of in differences.items()]
+        if compared:
+            blocks.append(_table(("ALS less the baseline, paired", *map(metric_label, HEADLINES)), compared))
+        if strata := by_session(metrics, protocol):
+            rows = [
+                (name, f"{of['n_users']:,}", *(_estimate(of["means"], of["intervals"], m, "recall@10") for m in means))
+                for name, of in strata.items()
+            ]
+            blocks.append(_table(("Recall@10 by gap", "users", *map(label, means)), rows))
+    return "\n\n".join([*filter(None, blocks), *_cold_start(metrics)])
+
+
+def _estimate(means: Mapping[str, Any], intervals: Mapping[str, Any], model: str, metric: str) -> str:
+    return f"{number(means[model][metric])} ({interval_text(intervals[model][metric])})"
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    return f"{number(found['difference'], '+')} ({interval_text(found['interval'])}; {verdict(found['interval'])})"
+
+
+def _cold_start(metrics: Mapping[str, Any]) -> list[str]:
+    measured = metrics.get("cold_start", {}).get("n_liked", {})
+    if not measured:
+        return []
+    models = list(next(iter(measured.values()))["means"])
+    rows = [
+        (n, f"{of['n_users']:,}", *(_estimate(of["means"], of["intervals"], model, "recall@10") for model in models))
+        for n, of in measured.items()
+    ]
+    return [
+        "### Cold start",
+        "Recall@10 for users whom the model has never seen, from the first movies that they like. "
+        "How much of it is within one session was not measured.",
+        _table(("likes", "users", *map(label, models)), rows),
+    ]
+
+
+def _limits(model: TrainedModel) -> str:
+    points = []
+    if protocols := model.metrics.get("protocols"):
+        protocol = next(iter(protocols))
+        points = [*_session_limit(model.metrics, protocol), *_popularity_limit(model.metrics, protocol)]
+        points.append("All figures are offline: they count what users did without these recommendations.")
+    points.append("A user without positives gets the popular movies that they have not rated.")
+    listed = "\n".join(f"- {point}" for point in points)
+    return f"## Limits\n\n{listed}\n\n## License\n\n{_license(model.dataset)}"
+
+
+def _session_limit(metrics: Mapping[str, Any], protocol: str) -> Iterable[str]:
+    yield session_sentence(metrics, protocol)
+    gains = [
+        f"{_difference(of['differences']['popular']['recall@10'])} {name}, {count(of['n_users'])}"
+        for name, of in by_session(metrics, protocol).items()
+        if "popular" in of["differences"]
+    ]
+    if gains:
+        yield f"What ALS gains in Recall@10 over the most popular movies: {'; '.join(gains)}."
+
+
+def _popularity_limit(metrics: Mapping[str, Any], protocol: str) -> Iterable[str]:
+    exposure, tail = metrics.get("exposure", {}).get(protocol, {}), list(BANDS)[-1]
+    if MODEL in exposure and "held out" in exposure:
+        yield (
+            f"Popularity: {percent(exposure[MODEL][tail])} of what it recommends (first 10) is long tail, against "
+            f"{percent(exposure['held out'][tail])} of the held-out movies. Long tail is what is outside the most "
+            f"popular {100 * LONG_TAIL_SHARE:.0f} % of movies; Recall@10 of the held-out movies there is "
+            f"{number(metrics['protocols'][protocol][MODEL]['recall_long_tail@10'])}."
+        )
+
+
+def _is_movielens(dataset: str) -> bool:
+    return dataset.startswith("ml-")
+
+
+def _terms(dataset: str) -> str:
+    """Return where the terms of a MovieLens data set stand; unknown names lead to the list of all of them."""
+    if dataset in DATASETS:
+        return f"https://files.grouplens.org/datasets/movielens/{dataset}-README.html"
+    return "https://grouplens.org/datasets/movielens/"
+
+
+def _license_name(dataset: str) -> str:
+    if _is_movielens(dataset):
+        return "movielens-terms"
+    return "generated-data" if dataset == SYNTHETIC else "terms-of-the-ratings-owner"
+
+
+def _license(dataset: str) -> str:
+    if dataset == SYNTHETIC:
+        return "The ratings are generated by this program, so nobody else's terms apply to them."
+    if not _is_movielens(dataset):
+        return (
+            "The model is made from ratings of your own: what may be done with it is for the owner of that data to say."
+        )
+    return f"""The model is made from MovieLens data, and their terms go with it: no commercial or revenue-bearing use
+without permission from GroupLens, redistribution under the same terms only, and acknowledgement in publications. The
+terms: <{_terms(dataset)}>.
+
+Cite: F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. ACM Transactions on
+Interactive Intelligent Systems (TiiS) 5, 4: 19:1–19:19. <https://doi.org/10.1145/2827872>"""
+
+
+def _how_to_reproduce(model: TrainedModel, has_report: bool) -> str:
+    notes = " ".join(map(_escape, reproduce_notes(model)))
+    return f"## How to reproduce\n\n```\n{command_line(model, has_report)}\n```\n\n{notes}"
+
+
+_CONTENTS = {
+    "als.npz": "user_factors and item_factors, float32",
+    "users.npy, items.npy": "ids; row i of a factor matrix belongs to id i",
+    "X_users_items.npz": "positives as a CSR matrix, values are confidence",
+    "history.npz": "everything that each user rated, oldest first",
+    "movie_map.csv": "titles, genres, years and ids of the movies",
+    "metrics.json": "every figure, unrounded, with intervals and definitions",
+    "config.json": "hyper-parameters and the machine",
+    MANIFEST: "checksums, data set, library versions, time",
+    "report/index.html": "the figures as pictures and tables",
+}
+
+
+def _files(has_report: bool) -> str:
+    rows = [(f"`{name}`", text) for name, text in _CONTENTS.items() if has_report or name != "report/index.html"]
+    return f"## Files\n\n{_table(('file', 'content'), rows)}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _escape(text: str) -> str:
+    """Make text harmless in Markdown: a data set is named after a folder, which may have any name."""
+    return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", re.sub(r"\s+|[^\x20-\U0010FFFF]", " ", text))
+
+
+def _quote(text: str) -> str:
+    """Quote text for YAML; what is not printable there becomes an escape."""
+    escaped = (f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
+    return f'"{"".join(escaped)}"'

@@ -182,7 +182,7 @@ def main(
             movielens_dir=settings.movielens_dir,
             movielens_url=settings.movielens_url,
         )
-        if if_needed and (model := find_up_to_date(options, screen)):
+        if if_needed and tune is None and (model := find_up_to_date(options, screen)):
             screen.done(f"Version {model.version} ({model.manifest['dataset']}) is published; nothing to train")
             if as_json:
                 _print_json({"version": model.version, "trained": False})

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from threading import Event, local
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from app.core import Positives
 from app.errors import ConfigError
 
 _MIN_REGULARIZATION = 1e-6  # far less is lost in float64 beside YᵀCY
+_THREAD = local()  # .stop of a pool's thread is set when its fit is to end
 _USERS_PER_BLOCK = 256  # that one thread solves at a time
 
 Device = Literal["cpu", "gpu", "auto"]
@@ -64,9 +66,11 @@ class AlsConfig:
         ``auto`` takes a CUDA device if there is one. On a GPU, results are not repeatable to the bit.
     """
 
-    # Chosen on validation: on ml-latest-small, protocol rated, four earlier positives of each user, mean NDCG@20
-    # (`benchmarks/settings.py`). Recency lifts it from .090 to .114; half-lives of 2 and 3 are alike, 1 and 5 worse.
-    # 128 factors are better than 64 (.109) on three positives of four, 192 no better; 15 iterations no better than 10.
+    # Chosen on validation: ml-latest-small, protocol rated, four earlier positives of each user, 4 seeds, mean NDCG@20
+    # (`benchmarks/hyper_parameters.py`). 128 factors: .114, against .109 with 64; 192 are no better. Regularization 14
+    # and 28 give .112 at alpha 7; alpha 5 .112, 10 .114. 15 iterations: .114. Gradings of 0 to .5 are alike (.114 to
+    # .116; .5 has the most Recall@10), .75 gives .106. Recency: .092 without; half-lives of 2 and 3 are alike, 1 and 5
+    # worse.
     factors: int = 128
     regularization: float = 20.0
     alpha: float = 7.0
@@ -226,11 +230,30 @@ def side_by_side(n_fits: int, config: AlsConfig) -> Iterator[tuple[ThreadPoolExe
     config : AlsConfig
         The given one with each fit's share of the threads. The results do not depend on it.
     """
-    n_threads = config.num_threads or os.cpu_count() or 1
+    n_threads = config.num_threads or _count_cores()
     n_workers = 1 if uses_gpu(config.device) else min(n_fits, n_threads)
-    # Once around all of them: each would lift the others' limit when it ends.
-    with _one_blas_thread(), ThreadPoolExecutor(n_workers) as pool:
+    # The limit once around all of them: each would lift the others' when it ends.
+    with _one_blas_thread(), _pool(n_workers) as pool:
         yield pool, replace(config, num_threads=n_threads // n_workers)
+
+
+@contextmanager
+def _pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Make a pool whose fits end at their next iteration when the body fails: Ctrl-C must not wait for all of them."""
+    stop = Event()
+    pool = ThreadPoolExecutor(n_workers, initializer=lambda: setattr(_THREAD, "stop", stop))
+    try:
+        yield pool
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _count_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -318,7 +341,7 @@ def solve_user_factors(
                 item_factors, shared, confidence.indices[row], confidence.data[row], regularization
             )
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+    with threadpool_limits(1, "blas"), _pool(num_threads or _count_cores()) as pool:
         shared = gramian(item_factors)
         with_positives = np.flatnonzero(np.diff(confidence.indptr))
         list(pool.map(solve, np.array_split(with_positives, len(with_positives) // _USERS_PER_BLOCK + 1)))
@@ -379,6 +402,8 @@ def uses_gpu(device: Device) -> bool:
 
 def _per_iteration(model: Any, on_iteration: OnIteration | None) -> Callable[[int, float, float | None], None]:
     def callback(iteration: int, _seconds: float, loss: float | None) -> None:
+        if hasattr(_THREAD, "stop") and _THREAD.stop.is_set():
+            raise CancelledError
         if on_iteration is not None and loss is not None:
             on_iteration(Iteration(iteration + 1, float(loss), lambda: _factors_of(model)))
 

@@ -10,19 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from app.evaluation import TaskResult
+from app.evaluation import HEADLINES, TaskResult
 from app.evaluation.strata import WITHIN
 from app.tuning import Tuned
 
 N_STEPS = 6
-TABLE_METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 
 
 class Screen:
@@ -59,12 +57,15 @@ class Screen:
         self._out.print(text, soft_wrap=True, markup=False)
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[[], None]]:
-        """Show a bar that each call of the yielded function moves on by one; it vanishes when done."""
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        """Show a bar that each call of the yielded function moves on, with a new label if it is given one.
+
+        It vanishes when done.
+        """
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self._out, transient=True, disable=not self._out.is_terminal) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda: bar.advance(task)
+            task = bar.add_task(f"  {label}", total=total)
+            yield lambda text=label: bar.update(task, advance=1, description=f"  {text}")
 
     def result(self, result: TaskResult) -> None:
         """Show one task's figures, models beside each other, and how they divide by the gap before the target."""
@@ -72,15 +73,16 @@ class Screen:
         title = f"protocol {task.protocol}, {task.stage}, {task.n_targets:,} users"
         table = Table(title=title, title_justify="left", title_style="bold")
         table.add_column("model")
-        for metric in TABLE_METRICS:
+        for metric in HEADLINES:
             table.add_column(metric, justify="right")
         table.add_column("als gains, recall@10", justify="right")
         for model, means in result.means.items():
             gain = _describe_gain(result.differences[model]["recall@10"]) if model in result.differences else ""
-            table.add_row(model, *(f"{means[metric]:.4f}" for metric in TABLE_METRICS), gain)
+            table.add_row(model, *(f"{means[metric]:.4f}" for metric in HEADLINES), gain)
         self._out.print(table)
-        low, high = result.intervals["als"]["recall@10"] or (np.nan, np.nan)
-        self.done(f"ALS Recall@10 {result.means['als']['recall@10']:.4f} (95 % interval {low:.3f} to {high:.3f})")
+        interval = result.intervals["als"]["recall@10"]
+        sure = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
+        self.done(f"ALS Recall@10 {result.means['als']['recall@10']:.4f} ({sure})")
         self._say_gaps(result)
 
     def _say_gaps(self, result: TaskResult) -> None:
@@ -89,8 +91,7 @@ class Screen:
             for name, stratum in result.strata["gap"].items()
         )
         n_within = result.strata["session"].get(WITHIN, {"n_users": 0})["n_users"]
-        share = n_within / result.task.n_targets
-        self.done(f"{share:.0%} of them within an hour of the user's rating before. ALS Recall@10 by that gap: {parts}")
+        self.done(f"{_share(n_within, result.task.n_targets)} of the user's rating before. By that gap: {parts}")
 
     def cold_start(self, measured: Mapping[str, Any]) -> None:
         """Show how well the first likes of unseen users serve them."""
@@ -99,17 +100,20 @@ class Screen:
             f"(popular {found['means']['popular']['recall@10']:.3f})"
             for n, found in measured["n_liked"].items()
         )
-        self.done(f"Cold start, Recall@10 of users held out as a whole: {parts}")
+        n_users = sum(found["n_users"] for found in measured["n_liked"].values())
+        n_within = sum(found["n_within_session"] for found in measured["n_liked"].values())
+        self.done(f"Cold start, Recall@10 of users held out as a whole: {parts}; {_share(n_within, n_users)}")
 
     def tuned(self, tuned: Tuned) -> None:
         """Show what a search found, and how much of it also holds where it did not look."""
-        trials = f"{tuned.n_trials} trials, {tuned.n_pruned} of them pruned and {tuned.n_failed} failed"
+        ended = f"{tuned.n_pruned} of them pruned and {tuned.n_failed} failed"
+        trials = f"{tuned.n_trials} trial{'s'[: tuned.n_trials != 1]}, {ended}"
         before = f", after {tuned.n_earlier} earlier ones" if tuned.n_earlier else ""
         self.done(f"{'Interrupted: ' if tuned.interrupted else ''}{trials}{before}, {tuned.seconds:.0f} s")
         table = Table(title="the best setting less the one it began with", title_justify="left", title_style="bold")
         for name in ("", "searched positive", "second positive", "optimism"):
             table.add_column(name, justify="right")
-        for metric in TABLE_METRICS:
+        for metric in HEADLINES:
             gains = (tuned.validation["gain"], tuned.second_validation["gain"], tuned.optimism)
             table.add_row(metric, *(_describe_gain(gain[metric]) for gain in gains))
         self._out.print(table)
@@ -121,8 +125,13 @@ class Screen:
         self.say(f"\nBest:  {tuned.command}")
 
 
+def _share(n_within: int, n_users: int) -> str:
+    return f"{n_within / max(n_users, 1):.0%} of it within an hour"
+
+
 def _describe_gain(difference: Mapping[str, Any]) -> str:
     """Write a difference and its interval as short as a table of 80 columns asks for."""
-    low, high = difference["interval"] or (np.nan, np.nan)
-    figures = (f"{value:+.3f}".replace("0.", ".", 1) for value in (difference["difference"], low, high))
-    return "{} ({} {})".format(*figures)
+    value, *bounds = (
+        f"{figure:+.3f}".replace("0.", ".", 1) for figure in (difference["difference"], *(difference["interval"] or ()))
+    )
+    return f"{value} ({' '.join(bounds) or 'no interval'})"

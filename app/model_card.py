@@ -22,6 +22,7 @@ from app.wording import (
     OF_USERS,
     PROTOCOLS,
     by_session,
+    cold_start_sentence,
     command_line,
     count,
     hyper_parameters,
@@ -192,7 +193,7 @@ def _evaluation(metrics: Mapping[str, Any]) -> str:
                 (name, f"{of['n_users']:,}", *(_estimate(of["means"], of["intervals"], m, "recall@10") for m in means))
                 for name, of in strata.items()
             ]
-            blocks.append(_table(("Recall@10 by gap", "users", *map(label, means)), rows))
+            blocks.append(_table(("Recall@10 by session", "users", *map(label, means)), rows))
     return "\n\n".join([*filter(None, blocks), *_cold_start(metrics)])
 
 
@@ -216,7 +217,7 @@ def _cold_start(metrics: Mapping[str, Any]) -> list[str]:
     return [
         "### Cold start",
         "Recall@10 for users whom the model has never seen, from the first movies that they like. "
-        "How much of it is within one session was not measured.",
+        + cold_start_sentence(measured),
         _table(("likes", "users", *map(label, models)), rows),
     ]
 

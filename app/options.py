@@ -14,11 +14,11 @@ from app.core import Stage
 from app.datasets.locate import check_dataset
 from app.errors import ConfigError
 from app.evaluation import BASELINES
-from app.protocols import Protocol
+from app.protocols import LeaveOneOut
 
 Evaluate = Literal["all", "rated", "validation", "none"]
 SplitName = Literal["leave-one-out", "temporal"]
-TASKS: dict[Evaluate, tuple[tuple[Protocol, Stage], ...]] = {
+TASKS: dict[Evaluate, tuple[tuple[LeaveOneOut, Stage], ...]] = {
     "all": (("rated", "test"), ("positives", "test")),
     "rated": (("rated", "test"),),
     "validation": (("rated", "validation"), ("positives", "validation")),
@@ -61,6 +61,8 @@ class Options:
                 f"--tune searches on validation and must not see test, which --evaluate {self.evaluate} shows; "
                 "leave --evaluate out, and evaluate what was found in a run of its own"
             )
+        if self.tune is not None and (self.split == "temporal" or self.export_run):
+            raise ConfigError("--tune searches on leave-one-out, and exports nothing: without --split and --export-run")
         for baseline in self.baselines:
             if baseline not in BASELINES:
                 known = ", ".join(BASELINES)
@@ -68,6 +70,8 @@ class Options:
         if self.split == "temporal" and self.evaluate == "rated":
             raise ConfigError("--evaluate rated is a protocol of --split leave-one-out; with temporal use all")
         if not self.refit and (self.split == "temporal" or ("rated", "test") not in TASKS[self.evaluate]):
+            if self.tune is not None:
+                raise ConfigError("--tune serves nothing, so there is nothing for --no-refit to keep")
             made = f"--split {self.split} --evaluate {self.evaluate}"
             raise ConfigError(f"--no-refit keeps the rated test fit, which {made} does not make")
         if self.export_run and self.evaluate == "none":

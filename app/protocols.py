@@ -28,7 +28,8 @@ from app.core import (
 from app.errors import DataError
 
 Protocol = Literal["rated", "positives", "temporal", "temporal_new_users"]
-LEAVE_ONE_OUT: tuple[Protocol, ...] = ("rated", "positives")
+LeaveOneOut = Literal["rated", "positives"]
+LEAVE_ONE_OUT: tuple[LeaveOneOut, ...] = ("rated", "positives")
 
 NEVER = np.iinfo(np.int64).max  # later than every rating: the target time of users who are not asked about
 
@@ -83,7 +84,7 @@ class RankingTask:
 
 
 def build_task(
-    ratings: pd.DataFrame, split: Split, protocol: Protocol, stage: Stage, min_rating: float = MIN_RATING
+    ratings: pd.DataFrame, split: Split, protocol: LeaveOneOut, stage: Stage, min_rating: float = MIN_RATING
 ) -> RankingTask:
     """Build the ranking task of a leave-one-out protocol and stage.
 

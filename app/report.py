@@ -14,13 +14,13 @@ from typing import Any
 
 from app.artifacts import TrainedModel
 from app.evaluation.results import MODEL
-from app.evaluation.strata import STRATA_METRICS
 from app.plots import draw_curves, draw_estimates, draw_scatter, draw_shares, draw_strata, label
 from app.wording import (
     HEADLINES,
     OF_USERS,
     PROTOCOLS,
     by_session,
+    cold_start_sentence,
     command_line,
     interval_text,
     metric_label,
@@ -203,7 +203,7 @@ def _strata(metrics: Mapping[str, Any], protocol: str, kind: str) -> str:
     svg = draw_strata(f"{protocol}-{kind}", title, "Recall@10", found)
     means = metrics.get("definitions", {}).get("strata", {}).get(kind, "")
     return (
-        f"<h3>{_KINDS.get(kind, escape(kind))}</h3><p>Strata: {escape(means)}.</p>"
+        f"<h3>{_KINDS[kind]}</h3><p>Strata: {escape(means)}.</p>"
         + _figure(svg, _caption(metrics, protocol, title))
         + _stratum_tables(strata)
     )
@@ -215,7 +215,7 @@ def _stratum_estimates(stratum: Mapping[str, Any], metric: str) -> dict[str, tup
 
 
 def _stratum_tables(strata: Mapping[str, Any]) -> str:
-    first, *others = (_stratum_table(strata, metric) for metric in STRATA_METRICS)
+    first, *others = (_stratum_table(strata, metric) for metric in HEADLINES)
     return first + _details("The other metrics", "".join(others))
 
 
@@ -269,7 +269,7 @@ def _cold_start(metrics: Mapping[str, Any]) -> str:
     ]
     return (
         f"<p>Here, {escape(metrics['cold_start']['definition'])}.</p>"
-        + _figure(svg, f"{title}. How much of it is within one session was not measured.", OF_USERS)
+        + _figure(svg, f"{title}. {cold_start_sentence(measured)}", OF_USERS)
         + "".join(_stratum_table(measured, metric) for metric in HEADLINES[:2])
         + _details("Differences", _table(("movies liked", *map(metric_label, HEADLINES)), compared))
     )

@@ -157,7 +157,7 @@ class Training:
             results.append(self.evaluate_one(dataset, task, scorers))
             self.screen.result(results[-1])
         metrics = evaluation.describe_results(split, results)
-        if self.options.evaluate == "all":
+        if self.options.evaluate == "all" and self.options.split == "leave-one-out":
             metrics["cold_start"] = self.measure_cold_start(liked)
         if self.options.export_run:
             self.screen.done(f"Wrote qrels.txt and run files to {self.options.export_run}")
@@ -262,7 +262,7 @@ class Training:
         storage = options.study or options.artifacts_dir / STUDY
         with self.screen.progress("trials", n_trials) as advance:
             tuned = tuning.tune(
-                dataset, options.config, n_trials, options.min_rating, storage, on_trial=lambda _report: advance()
+                dataset, options.config, n_trials, options.min_rating, storage, lambda trial: advance(_describe(trial))
             )
         self.screen.tuned(tuned)
         return tuned
@@ -351,9 +351,14 @@ _NOT_ACTIVATED_NOTICE = (
 )
 
 
+def _describe(trial: tuning.TrialReport) -> str:
+    return "trials" if trial.best is None else f"trials, best NDCG@20 {trial.best:.4f}"
+
+
 def _describe_config(options: Options) -> str:
     config = options.config
+    recency = f", half-life {config.half_life:g}" if config.half_life else ""
     return (
         f"{config.factors} factors, regularization {config.regularization:g}, alpha {config.alpha:g}, "
-        f"{config.iterations} iterations"
+        f"{config.iterations} iterations, grading {config.grading:g}{recency}"
     )

@@ -14,10 +14,10 @@ from app.als import PRESETS
 from app.artifacts import MANIFEST, TrainedModel
 from app.datasets.locate import DATASETS, SYNTHETIC
 from app.evaluation import BASELINES
+from app.evaluation.metrics import HEADLINES as HEADLINES
 from app.evaluation.results import MODEL
 from app.evaluation.strata import WITHIN
 
-HEADLINES = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
 PROTOCOLS = {
     "rated": "What the service would have answered just before the user rated the held-out movie, one of their last "
     "positives: models know what came before it, and all that the user had rated is removed from the ranking.",
@@ -50,7 +50,7 @@ def interval_text(interval: Sequence[float] | None) -> str:
 def verdict(interval: Sequence[float] | None) -> str:
     """Say in words where the interval of a difference lies."""
     if interval is None:
-        return "too few users"
+        return "undecided"
     if interval[0] > 0:
         return "above zero"
     return "below zero" if interval[1] < 0 else "includes zero"
@@ -87,6 +87,12 @@ def metric_label(metric: str) -> str:
     return metric.replace("ndcg", "NDCG").replace("recall@", "Recall@").replace("_", " ")
 
 
+def cold_start_sentence(measured: Mapping[str, Any]) -> str:
+    """Say how much of the cold start's figures is within one session."""
+    parts = (f"{n}: {percent(of['n_within_session'] / of['n_users'])}" for n, of in measured.items())
+    return f"Within an hour of their last like came to the movie to be found, by number of likes: {', '.join(parts)}."
+
+
 def stage_notes(model: TrainedModel) -> list[str]:
     """Return what must be known before any figure is read."""
     notes = []
@@ -114,7 +120,7 @@ def command_line(model: TrainedModel, has_report: bool = True) -> str:
     if preset != "default" and preset in PRESETS:
         options.append(f"--preset {preset}")
     options += hyper_parameters(als)
-    options.append(f"--min-rating {_plain(model.config['min_rating'])}")
+    options.append(f"--min-rating {plain_number(model.config['min_rating'])}")
     if als.get("device", "cpu") != "cpu":
         options.append(f"--device {als['device']}")
     if model.config.get("fitted_on", "all positives") != "all positives":
@@ -140,10 +146,11 @@ def _evaluation_options(metrics: Mapping[str, Any]) -> list[str]:
 def hyper_parameters(als: Mapping[str, Any]) -> list[str]:
     """Return the options that state a setting; every number is read back as exactly the same."""
     named = ("factors", "regularization", "alpha", "iterations", "grading", "half_life", "random_state")
-    return [f"--{name.replace('_', '-')} {_plain(als[name])}" for name in named]
+    return [f"--{name.replace('_', '-')} {plain_number(als[name])}" for name in named]
 
 
-def _plain(value: float) -> str:
+def plain_number(value: float) -> str:
+    """Write a number in decimals, so that it is read back as exactly the same."""
     return str(value) if isinstance(value, int) else np.format_float_positional(value, trim="-")
 
 

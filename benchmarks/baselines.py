@@ -3,7 +3,7 @@
     python benchmarks/baselines.py [--positives 4]
 
 Prints the best settings by mean NDCG@20. The baselines may weigh a user's recent movies more, as ALS does: without it
-they would be beaten by what they were not told. Data and tasks are those of settings.py; test is never looked at.
+they would be beaten by what they were not told. Data and tasks are those of hyper_parameters.py: test is not looked at.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 from data import validation_tasks  # first: it makes app importable
 
 from app import evaluation, protocols
+from app.evaluation import HEADLINES
 from app.evaluation.scorers import ease_scorer, item_knn_scorer
 
 HALF_LIVES = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0)
-NEIGHBOURS = (20, 50, 100, 200, 500, 1_000, 2_000)
+NEIGHBOURS = (20, 50, 100, 200, 500, 1_000, 2_000, 4_000)  # flat from 2,000 on
 REGULARIZATION = (30.0, 100.0, 200.0, 300.0, 500.0, 1000.0)
-METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 
 
 def main() -> None:
@@ -33,9 +33,9 @@ def main() -> None:
         measured = sorted(
             ((_measure(tasks, name, setting), setting) for setting in settings), key=lambda pair: -pair[0][-1]
         )
-        print(f"{name}: {len(measured)} settings\n" + "  ".join(METRICS))
+        print(f"{name}: {len(measured)} settings\n" + "  ".join(HEADLINES))
         for means, setting in measured[:8]:
-            figures = "  ".join(f"{value:{len(metric)}.4f}" for metric, value in zip(METRICS, means, strict=True))
+            figures = "  ".join(f"{value:{len(metric)}.4f}" for metric, value in zip(HEADLINES, means, strict=True))
             print(figures + "  " + ", ".join(f"{key} {value}" for key, value in setting.items()))
 
 
@@ -54,7 +54,7 @@ def _measure(tasks: list[protocols.RankingTask], name: str, setting: dict[str, A
     for task in tasks:
         scorer = item_knn_scorer(task, **setting) if name == "item_knn" else ease_scorer(task, **setting)
         values = evaluation.measure(task, scorer)
-        found.append([values[metric].mean() for metric in METRICS])
+        found.append([values[metric].mean() for metric in HEADLINES])
     return [float(mean) for mean in np.mean(found, axis=0)]
 
 

@@ -1,6 +1,6 @@
 """How much the figures vary with the training seed, which the intervals over users do not say.
 
-    python benchmarks/seeds.py [--seeds 10] [--stage test]
+    python benchmarks/seeds.py [--seeds 10] [--stage validation]
 
 Fits the default, the default without recency, and the preset ``reference`` with seeds 1, 2, 3 … on the data of
 $MOVIELENS_DIR (or data_small/ml-latest-small), and prints mean, standard deviation, least and largest of the metrics,
@@ -35,15 +35,17 @@ MODELS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10, help="training seeds, at least 5")
-    parser.add_argument("--stage", choices=STAGES, default="test")
+    parser.add_argument("--stage", choices=STAGES, default="validation")
     parser.add_argument("--out", type=Path, help="write the figures as JSON here too")
     arguments = parser.parse_args()
+    if arguments.seeds < 5:
+        parser.error(f"--seeds is {arguments.seeds}; fewer than 5 say little about a spread")
     ratings = core.load(Source(None, FOLDER)).ratings
     split = core.leave_one_out(core.positives(ratings))
     figures = {}
     for protocol in protocols.LEAVE_ONE_OUT:
         task = protocols.build_task(ratings, split, protocol, arguments.stage)
-        figures[protocol] = {name: _vary(task, config, max(5, arguments.seeds)) for name, config in MODELS.items()}
+        figures[protocol] = {name: _vary(task, config, arguments.seeds) for name, config in MODELS.items()}
         _print(protocol, arguments.stage, figures[protocol])
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=2) + "\n")

@@ -66,13 +66,23 @@ def test_first_n_are_liked_and_the_first_strictly_later_one_must_be_found(
     n: int, expected: list[tuple[list[int], list[int]]]
 ) -> None:
     items = IdMap(np.arange(1, 6))
-    liked, relevant = cold_start._first_and_next(UNSEEN, items, n)
+    liked, relevant, gap_seconds = cold_start._first_and_next(UNSEEN, items, n)
     assert liked.shape == relevant.shape == (len(expected), 5)
     found = [
         (items.ids[liked[row].indices].tolist(), items.ids[relevant[row].indices].tolist())
         for row in range(liked.shape[0])
     ]
     assert found == expected
+    assert gap_seconds.shape == (len(expected),)
+    assert (gap_seconds > 0).all()
+
+
+def test_gap_is_from_the_last_like_to_the_movie_to_be_found() -> None:
+    unseen = pd.DataFrame(
+        {"user_id": [1, 1, 1, 2, 2, 2], "movie_id": [1, 2, 3, 1, 2, 3], "timestamp": [0, 10, 4000, 0, 0, 3600]}
+    )
+    gaps = {n: cold_start._first_and_next(unseen, IdMap(np.arange(1, 4)), n)[2].tolist() for n in (1, 2)}
+    assert gaps == {1: [10, 3600], 2: [3990, 3600]}  # user 2 has a tie, and the tied movie is not to be found
 
 
 # Figures by hand: eight users who like the same six movies, each from another one on
@@ -109,12 +119,13 @@ def test_description_is_whole(round_table: pd.DataFrame) -> None:
     found = measure_cold_start(round_table, CONFIG)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     for part in found["n_liked"].values():
-        assert set(part) == {"n_users", "means", "intervals", "differences"}
+        assert set(part) == {"n_users", "n_within_session", "means", "intervals", "differences"}
+        assert 0 <= part["n_within_session"] <= part["n_users"]
         assert list(part["means"]) == list(part["intervals"]) == MODELS
         assert list(part["differences"]) == ["mean_of_items", "popular"]
         for name, mean in part["means"]["als"].items():
-            low, high = part["intervals"]["als"][name]
-            assert low <= mean <= high
+            if interval := part["intervals"]["als"][name]:
+                assert interval[0] <= mean <= interval[1]
             assert part["differences"]["popular"][name]["difference"] == mean - part["means"]["popular"][name]
 
 

@@ -239,7 +239,7 @@ def test_null_intervals_are_said_to_be_missing() -> None:
     model = evaluated()
     card = render_model_card(replace(model, metrics=without_intervals(model.metrics)), has_report=True)
     assert "(no interval)" in card
-    assert "(no interval; too few users)" in card
+    assert "(no interval; undecided)" in card
 
 
 def test_equal_models_give_equal_bytes() -> None:
@@ -285,7 +285,7 @@ def test_the_command_line_repeats_what_was_evaluated() -> None:
         ([-0.2, -0.1], "below zero"),
         ([-0.1, 0.1], "includes zero"),
         ([0.0, 0.0], "includes zero"),
-        (None, "too few users"),
+        (None, "undecided"),
     ],
 )
 def test_verdict(interval: list[float] | None, said: str) -> None:

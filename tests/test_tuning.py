@@ -24,10 +24,10 @@ from app import core
 from app.als import AlsConfig, learn
 from app.datasets.locate import Source
 from app.errors import ArtifactError, ConfigError, DataError
-from app.evaluation import als_scorer, measure
+from app.evaluation import HEADLINES, als_scorer, measure
 from app.protocols import RankingTask, build_task
 from app.tuning import TrialReport, Tuned, search, to_command_line, tune
-from app.tuning.questions import METRICS, N_SEEDS, hide_test, validation_tasks
+from app.tuning.questions import N_SEEDS, hide_test, validation_tasks
 from app.tuning.search import GOAL
 
 START = AlsConfig(factors=33, iterations=4, alpha=7.25, num_threads=1)
@@ -229,7 +229,7 @@ def test_trials_below_the_median_are_pruned_but_never_the_start(
     def measure_worse_each_time(*_: object) -> dict[str, Any]:
         nonlocal measured
         measured += 1
-        return dict.fromkeys(METRICS, np.array([level]))
+        return dict.fromkeys(HEADLINES, np.array([level]))
 
     def go_down(report: TrialReport) -> None:
         nonlocal level, measured
@@ -459,7 +459,7 @@ def test_optimism_is_the_gain_on_what_was_searched_less_the_gain_elsewhere(
     found = (tuned.validation, tuned.second_validation)
     assert [part["n_users"] for part in found] == [task.n_targets, second.n_targets]
     assert not set(found[0]["seeds"]) & set(found[1]["seeds"])
-    for metric in METRICS:
+    for metric in HEADLINES:
         gains = [part["gain"][metric]["difference"] for part in found]
         for part, gain in zip(found, gains, strict=True):
             assert gain == pytest.approx(part["best"][metric] - part["start"][metric])

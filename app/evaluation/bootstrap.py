@@ -14,10 +14,12 @@ N_RESAMPLES = 1_000
 MAX_GROUPS = 5_000
 LEVEL = (2.5, 97.5)  # percentiles
 _DRAWS_AT_ONCE = 1 << 20
+_ROUNDING = 1e-12  # means of equal values differ by this little
 
 DEFINITION = (
     f"95 % percentile bootstrap over target users ({N_RESAMPLES:,} resamples), the same resamples for all models, so "
-    "that differences are paired; conditional on the fitted models, that is on the training seed"
+    f"that differences are paired; more than {MAX_GROUPS:,} users are resampled in that many random groups; none where "
+    "all resamples agree or too few users are left; conditional on the fitted models, that is on the training seed"
 )
 
 
@@ -68,11 +70,11 @@ def resampled_means(
 def interval(resampled: NDArray[np.float64]) -> list[float] | None:
     """Return the 95 % percentile interval of resampled values of shape (n_resamples,).
 
-    None where more than one resample in twenty has no user for whom the measure is defined: of too few, nothing can be
-    said.
+    None where it would only pretend to be sure: where more than one resample in twenty has no user for whom the measure
+    is defined, and where all resamples agree, as those of users without a single hit do.
     """
     is_defined = ~np.isnan(resampled)
-    if is_defined.mean() < 0.95:
+    if is_defined.mean() < 0.95 or np.ptp(resampled[is_defined]) < _ROUNDING:
         return None
     low, high = np.percentile(resampled[is_defined], LEVEL)
     return [float(low), float(high)]

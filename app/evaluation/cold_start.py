@@ -20,6 +20,7 @@ from app.evaluation.lists import find_hits, rank
 from app.evaluation.metrics import CUTOFFS, ranking_metrics
 from app.evaluation.results import MODEL, Values, summarise
 from app.evaluation.scorers import Scorer
+from app.evaluation.strata import HOUR
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +30,9 @@ N_FOLDS = 4
 DEFINITION = (
     f"each user held out as a whole, in {N_FOLDS} folds; the first n positives by time are folded in (n of n_liked) "
     "and removed from the ranking; relevant is the first positive with a strictly later timestamp, skipped outside the "
-    "fold's catalogue. als: folded-in factor; mean_of_items: the mean of the liked movies' factors; popular: number of "
-    "positives. Who likes no movie of the catalogue gets the popular order from all"
+    "fold's catalogue; n_within_session users came to it within an hour. als: folded-in factor; mean_of_items: the "
+    "mean of the liked movies' factors; popular: number of positives. Who likes no movie of the catalogue gets the "
+    "popular order from all"
 )
 
 
@@ -42,6 +44,14 @@ class _Fold:
     popularity: NDArray[np.float32]
     liked: sp.csr_matrix
     relevant: sp.csr_matrix
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was found in one fold: measures by model, and how many of the next movies came within an hour."""
+
+    values: dict[str, Values]
+    n_within_session: int
 
 
 def measure_cold_start(
@@ -69,7 +79,7 @@ def measure_cold_start(
     users = np.random.default_rng(config.random_state).permutation(positives["user_id"].unique())
     with side_by_side(N_FOLDS, config) as (pool, each):
 
-        def measure(held_out: NDArray[np.int64]) -> dict[int, dict[str, Values]]:
+        def measure(held_out: NDArray[np.int64]) -> dict[int, _Measured]:
             measured = _measure_fold(positives, positives["user_id"].isin(held_out), each, min_rating)
             on_fold()
             return measured
@@ -78,14 +88,14 @@ def measure_cold_start(
     by_n = {n: [fold[n] for fold in folds if n in fold] for n in N_LIKED}
     return {
         "definition": DEFINITION,
-        "n_folds": N_FOLDS,
+        "n_folds": len(folds),
         "n_liked": {str(n): _summarise(of_folds, config.random_state) for n, of_folds in by_n.items() if of_folds},
     }
 
 
 def _measure_fold(
     positives: pd.DataFrame, is_held_out: pd.Series[bool], config: AlsConfig, min_rating: float
-) -> dict[int, dict[str, Values]]:
+) -> dict[int, _Measured]:
     """Fit on the other users and return the measures of the held-out ones, by number of likes and by model."""
     others, unseen = positives[~is_held_out], positives[is_held_out]
     if others.empty:
@@ -96,14 +106,20 @@ def _measure_fold(
     popularity = np.bincount(learned.user_items.indices, minlength=len(items)).astype(np.float32)
     measured = {}
     for n in N_LIKED:
-        liked, relevant = _first_and_next(unseen, items, n)
+        liked, relevant, gap_seconds = _first_and_next(unseen, items, n)
         if relevant.shape[0]:
-            measured[n] = _measure(_Fold(factors, popularity, liked, relevant), config)
+            values = _measure(_Fold(factors, popularity, liked, relevant), config)
+            measured[n] = _Measured(values, int((gap_seconds <= HOUR).sum()))
     return measured
 
 
-def _first_and_next(unseen: pd.DataFrame, items: IdMap, n: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    """Return each user's first n positives, and the first later one, for the users whose later one is in ``items``."""
+def _first_and_next(
+    unseen: pd.DataFrame, items: IdMap, n: int
+) -> tuple[sp.csr_matrix, sp.csr_matrix, NDArray[np.int64]]:
+    """Return each user's first n positives, the first later one, and the seconds to it from the last of the n.
+
+    Users whose later one is not in ``items`` are left out.
+    """
     place = unseen.groupby("user_id").cumcount().to_numpy()
     first = unseen[place < n]
     nth_time = unseen[place == n - 1].set_index("user_id")["timestamp"]
@@ -111,7 +127,8 @@ def _first_and_next(unseen: pd.DataFrame, items: IdMap, n: int) -> tuple[sp.csr_
     following = later.drop_duplicates("user_id")
     following = following[items.index(following["movie_id"]) != UNKNOWN]
     users = IdMap.of(following["user_id"])
-    return build_user_items(first, users, items), build_user_items(following, users, items)
+    gap = (following["timestamp"] - following["user_id"].map(nth_time)).to_numpy(dtype=np.int64)
+    return build_user_items(first, users, items), build_user_items(following, users, items), gap
 
 
 def _measure(fold: _Fold, config: AlsConfig) -> dict[str, Values]:
@@ -146,12 +163,15 @@ def _scorers(fold: _Fold, config: AlsConfig) -> dict[str, Scorer]:
     }
 
 
-def _summarise(folds: list[dict[str, Values]], random_state: int) -> dict[str, Any]:
+def _summarise(folds: list[_Measured], random_state: int) -> dict[str, Any]:
     """Put the users of all folds together."""
     values = {
-        model: {name: np.concatenate([fold[model][name] for fold in folds]) for name in folds[0][model]}
-        for model in folds[0]
+        model: {name: np.concatenate([fold.values[model][name] for fold in folds]) for name in of_model}
+        for model, of_model in folds[0].values.items()
     }
     summary = summarise(values, random_state)
-    n_users = len(next(iter(values[MODEL].values())))
-    return {"n_users": n_users, **vars(summary)}
+    return {
+        "n_users": len(next(iter(values[MODEL].values()))),
+        "n_within_session": sum(fold.n_within_session for fold in folds),
+        **vars(summary),
+    }

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from app.ranking import PADDING
 
 CUTOFFS = (5, 10, 20)
+HEADLINES = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")  # what is shown where there is room for few
 LONG_TAIL_SHARE = 0.2  # the most popular movies that are not long tail
 # Share of the catalogue, most popular first, at which each band ends.
 BANDS = {"top 1 %": 0.01, "1–5 %": 0.05, "5–20 %": LONG_TAIL_SHARE, "long tail": 1.0}
@@ -27,7 +28,7 @@ DEFINITIONS = {
     "by the number of relevant movies, found or not, as trec_eval does",
     "mrr@k": "1 / rank of the first relevant movie, 0 if it is not among the first k",
     "recall_with_new@k": "recall@k with the held-out movies that are outside the catalogue counted as relevant and "
-    "missed; only where there are such movies",
+    "missed; only where there are such movies, and over users who also have one inside",
     "recall_long_tail@k": "recall@k of the held-out movies of the long tail alone, over the users who have one",
     "long_tail@k": "movies of the long tail among the first k / movies among the first k",
     "novelty@k": "mean over the first k of −log2(positives of the movie / all positives) as the models learned from; "
@@ -39,6 +40,11 @@ DEFINITIONS = {
     "often, towards 1 if one movie is all that anybody sees; no mean over users",
     "long tail": f"movies outside the most popular {LONG_TAIL_SHARE:.0%} of the catalogue by number of positives, "
     "equally popular ones by movie_id",
+    "exposure": "share of the first 10 of all users that falls into each band of popularity; held out: the same of the "
+    "held-out movies",
+    "recall_by_k": "recall@k for more k",
+    "differences": "als less the baseline, over the same users",
+    "loss": "of AlsConfig on the matrix that the served factors were fitted on, divided by the sum of all confidences",
     "mean": "over all target users for whom the measure is defined, those without any hit included",
     "ties": "equal scores are ordered by movie_id, the lower first",
     "targets": "held-out movies outside the train catalogue are skipped; the whole catalogue is ranked",
@@ -160,13 +166,13 @@ def _pairwise_dissimilarity(
     earlier = np.tri(depth, k=-1)  # pairs (a, b) with b before a, each once
     total = np.empty(items.shape)
     for block in np.array_split(np.arange(len(items)), len(items) // 1024 + 1):
-        has = genres[items[block]]  # (n_block, depth, n_genres)
+        has = genres[items[block]].astype(np.float64)  # (n_block, depth, n_genres)
         both = has @ has.transpose(0, 2, 1)
         size = has.sum(axis=2)
         either = size[:, :, None] + size[:, None, :] - both
         alike = np.divide(both, either, out=np.ones_like(both), where=either > 0)
         counts = listed[block][:, :, None] & listed[block][:, None, :]
-        added = ((1.0 - alike.astype(np.float64)) * counts * earlier).sum(axis=2)
+        added = ((1.0 - alike) * counts * earlier).sum(axis=2)
         total[block] = np.cumsum(added, axis=1)
     return total
 

@@ -20,6 +20,7 @@ from app.evaluation.metrics import (
     BANDS,
     CUTOFFS,
     DEFINITIONS,
+    HEADLINES,
     Catalogue,
     catalogue_metrics,
     exposure_by_band,
@@ -177,11 +178,11 @@ def _divide(
         f"{kind}/{stratum}/{metric}": np.where(mask, values[metric], np.nan)
         for kind, of_kind in masks.items()
         for stratum, mask in of_kind.items()
-        for metric in strata.STRATA_METRICS
+        for metric in HEADLINES
     }
     for band, in_band in _in_bands(task, catalogue, lists, hits).items():
         if _is_defined(in_band["recall@10"]):
-            columns |= {f"popularity/{band}/{metric}": in_band[metric] for metric in strata.STRATA_METRICS}
+            columns |= {f"popularity/{band}/{metric}": in_band[metric] for metric in HEADLINES}
     return columns
 
 
@@ -286,7 +287,8 @@ def _describe_split(split: Split | TemporalSplit, results: Sequence[TaskResult])
             }
             for result in results
         }
-        return {"name": "temporal", "moment": split.moment, **sizes, "targets": targets}
+        held_out = {"n_held_out": len(split.held_out), "n_held_out_users": int(split.held_out["user_id"].nunique())}
+        return {"name": "temporal", "moment": split.moment, **sizes, **held_out, "targets": targets}
     counts = {
         f"n_{stage}": int((split.items.index(getattr(split, stage)["movie_id"]) != UNKNOWN).sum()) for stage in STAGES
     }

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from app.als import PRESETS, Factors, learn, recency
 from app.protocols import RankingTask
@@ -21,15 +22,21 @@ Scorer = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 The caller may overwrite the scores."""
 
-# Chosen on validation, as the settings of ALS were (`python benchmarks/baselines.py`).
+# `python benchmarks/baselines.py`; with more neighbours nothing changes.
 KNN_WEIGHTING, KNN_NEIGHBOURS, KNN_HALF_LIFE = "tfidf", 2_000, 3.0
 EASE_REGULARIZATION, EASE_HALF_LIFE = 300.0, 3.0
-KNN_MAX_ITEMS = 20_000  # with so many neighbours: half a GB of similarities
-EASE_MAX_SIZE = 10_000  # of the matrix to invert: 0.8 GB, a minute or two
+KNN_MAX_ITEMS = 20_000  # with so many neighbours: some 1.2 GB of similarities
+EASE_MAX_SIZE = 10_000  # of the matrix to invert: some 3 GB while it is, and a minute or two
 
 
 def als_scorer(task: RankingTask, factors: Factors) -> Scorer:
-    """Score by dot product."""
+    """Score by dot product, s_u = Y x_u; users without positives get the popular order.
+
+    Parameters
+    ----------
+    factors : Factors
+        Of a fit on ``task.positives``: (n_users, factors) and (n_items, factors).
+    """
     # In float64, then rounded: the last bits of a float32 product depend on the block's shape and the BLAS threads,
     # and with them the order of nearly equal scores.
     item_factors = factors.item_factors.T.astype(np.float64)  # (factors, n_items)
@@ -137,15 +144,22 @@ def ease_scorer(
 _Solve = Callable[[sp.csr_matrix], NDArray[np.float64]]
 
 
+def _invert(matrix: NDArray[np.float64], regularization: float) -> NDArray[np.float64]:
+    """Return (A + λI)⁻¹; the matrix is overwritten."""
+    matrix[np.diag_indices_from(matrix)] += regularization
+    with threadpool_limits(1, "blas"):  # the last bits depend on the number of threads
+        return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+
+
 def _by_items(x: sp.csr_matrix, regularization: float) -> tuple[_Solve, NDArray[np.float64]]:
     """Return w ↦ wP and the diagonal of P, from the matrix of movies."""
-    inverse = np.linalg.inv((x.T @ x).toarray() + regularization * np.eye(x.shape[1]))
+    inverse = _invert((x.T @ x).toarray(), regularization)
     return lambda w: w @ inverse, np.diag(inverse)
 
 
 def _by_users(x: sp.csr_matrix, regularization: float) -> tuple[_Solve, NDArray[np.float64]]:
     """Return the same from the matrix of users."""
-    inverse = np.linalg.inv((x @ x.T).toarray() + regularization * np.eye(x.shape[0]))
+    inverse = _invert((x @ x.T).toarray(), regularization)
     by_item = x.T.tocsr()
     diagonal = np.empty(x.shape[1])
     for items in np.array_split(np.arange(x.shape[1]), x.shape[1] // 1024 + 1):

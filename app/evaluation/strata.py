@@ -17,7 +17,6 @@ GAPS = {"tie": 0, "≤ 1 min": MINUTE, "≤ 1 h": HOUR, "≤ 1 day": DAY, "longe
 NO_GAP = "none before"
 WITHIN, LATER, NOTHING_BEFORE = "within one session", "later", "nothing rated before"
 HISTORIES = ("short", "middle", "long")
-STRATA_METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 
 DEFINITIONS = {
     "session": "users by whether they had rated anything within the hour before the held-out movie",

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.als import AlsConfig, learn, side_by_side
-from app.evaluation import als_scorer, bootstrap, measure
+from app.evaluation import HEADLINES, als_scorer, bootstrap, measure
 from app.protocols import RankingTask
-from app.tuning.questions import METRICS, N_SEEDS, seeds_of
+from app.tuning.questions import N_SEEDS, seeds_of
 
 Values = dict[str, NDArray[np.float64]]
 
@@ -35,7 +35,7 @@ def measure_optimism(
         {
             "n_users": task.n_targets,
             "seeds": of_task,
-            **{name: {metric: float(found[metric].mean()) for metric in METRICS} for name, found in measured.items()},
+            **{name: {metric: float(found[metric].mean()) for metric in HEADLINES} for name, found in measured.items()},
             "gain": _describe(mean, draws),
         }
         for task, of_task, measured, mean, draws in zip(
@@ -50,19 +50,19 @@ def _mean_over_seeds(task: RankingTask, config: AlsConfig, seeds: list[int]) -> 
     with side_by_side(len(seeds), replace(config, device="cpu")) as (pool, each):
         fits = pool.map(lambda seed: learn(task.positives, replace(each, random_state=seed)), seeds)
         measured = [measure(task, als_scorer(task, factors)) for factors in fits]
-    return {name: np.mean([values[name] for values in measured], axis=0) for name in METRICS}
+    return {name: np.mean([values[name] for values in measured], axis=0) for name in HEADLINES}
 
 
 def _align_gains(task: RankingTask, values: Mapping[str, Values], users: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return best less start, (n_users, n_metrics): NaN for users whom the task does not ask about."""
-    gains = np.full((len(users), len(METRICS)), np.nan)
+    gains = np.full((len(users), len(HEADLINES)), np.nan)
     rows = np.searchsorted(users, task.users.ids[task.target_users])
-    gains[rows] = np.column_stack([values["best"][name] - values["start"][name] for name in METRICS])
+    gains[rows] = np.column_stack([values["best"][name] - values["start"][name] for name in HEADLINES])
     return gains
 
 
 def _describe(difference: NDArray[np.float64], resampled: NDArray[np.float64]) -> dict[str, Any]:
     return {
         name: {"difference": float(difference[place]), "interval": bootstrap.interval(resampled[:, place])}
-        for place, name in enumerate(METRICS)
+        for place, name in enumerate(HEADLINES)
     }

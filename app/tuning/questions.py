@@ -11,7 +11,6 @@ from app.als import AlsConfig
 from app.errors import DataError
 from app.protocols import RankingTask
 
-METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 # Seeds that a setting's value is averaged over. On ml-latest-small NDCG@20 varies by .002 between seeds, which is also
 # what separates the best settings; one seed would be searched for luck.
 N_SEEDS = 3

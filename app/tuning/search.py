@@ -6,10 +6,8 @@ import json
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +15,12 @@ import numpy as np
 from app import core
 from app.als import AlsConfig, Iteration, learn, side_by_side, weigh_recent
 from app.errors import ArtifactError, ConfigError
-from app.evaluation import als_scorer, measure
+from app.evaluation import HEADLINES, als_scorer, measure
 from app.protocols import RankingTask
 from app.tuning.optimism import measure_optimism
-from app.tuning.questions import METRICS, N_SEEDS, seeds_of, validation_tasks
+from app.tuning.questions import N_SEEDS, seeds_of, validation_tasks
 from app.tuning.study import State, best_value, finished_trials, open_study, require_optuna, state_of
-from app.wording import hyper_parameters
+from app.wording import hyper_parameters, plain_number
 
 if TYPE_CHECKING:
     import optuna
@@ -160,7 +158,7 @@ def tune(
 
 def to_command_line(config: AlsConfig, min_rating: float = core.MIN_RATING) -> str:
     """Write the command that trains with a setting; every number is read back as exactly the same."""
-    more = [f"--min-rating {min_rating:g}"] if min_rating != core.MIN_RATING else []
+    more = [f"--min-rating {plain_number(min_rating)}"] if min_rating != core.MIN_RATING else []
     return " ".join(["python train_als.py", *hyper_parameters(asdict(config)), *more])
 
 
@@ -227,7 +225,8 @@ def _measure(trial: optuna.Trial, task: RankingTask, start: AlsConfig) -> float:
         trial.set_user_attr("error", str(error))
         raise optuna.TrialPruned from error
     means = {
-        step: {name: float(np.mean([curve[step][name] for curve in curves])) for name in METRICS} for step in curves[0]
+        step: {name: float(np.mean([curve[step][name] for curve in curves])) for name in HEADLINES}
+        for step in curves[0]
     }
     best = max(means, key=lambda step: means[step][GOAL])
     trial.set_user_attr("setting", {**setting, "iterations": best})
@@ -239,20 +238,17 @@ def _follow_fits(
     task: RankingTask, config: AlsConfig, steps: set[int], on_step: Callable[[int, Figures], object]
 ) -> list[Curve]:
     """Fit with each seed, side by side, and return the figures at ``steps``; ``on_step`` is told those of the first."""
-    stop = Event()
 
     def follow(config: AlsConfig, tell: Callable[[int, Figures], object]) -> Curve:
         curve: Curve = {}
 
         def watch(iteration: Iteration) -> None:
-            if stop.is_set():
-                raise CancelledError
             if not np.isfinite(iteration.loss):
                 raise ConfigError(f"the factors overflow with {config}; use a smaller alpha")
             if iteration.number in steps:
                 factors = weigh_recent(iteration.factors(), task.positives, config)
                 values = measure(task, als_scorer(task, factors))
-                curve[iteration.number] = {name: float(values[name].mean()) for name in METRICS}
+                curve[iteration.number] = {name: float(values[name].mean()) for name in HEADLINES}
                 tell(iteration.number, curve[iteration.number])
 
         learn(task.positives, config, watch)
@@ -262,12 +258,8 @@ def _follow_fits(
     # On the CPU, where fits can run at the same time and be repeated to the bit.
     with side_by_side(N_SEEDS, replace(config, device="cpu")) as (pool, each):
         followed = [pool.submit(follow, replace(each, random_state=seed), lambda *_: None) for seed in others]
-        try:
-            curve = follow(replace(each, random_state=first), on_step)  # SQLite wants the main thread
-            return [curve, *(fit.result() for fit in followed)]
-        except BaseException:
-            stop.set()
-            raise
+        curve = follow(replace(each, random_state=first), on_step)  # SQLite wants the main thread
+        return [curve, *(fit.result() for fit in followed)]
 
 
 def _suggest(trial: optuna.Trial, start: AlsConfig) -> dict[str, Any]:
@@ -298,7 +290,7 @@ def _to_params(config: AlsConfig) -> dict[str, Any]:
 def _name_study(dataset: core.Dataset, start: AlsConfig, min_rating: float) -> str:
     """Name the question, so that only trials that answer the same one are resumed."""
     first, *_, last = seeds_of(start)
-    return f"{OBJECTIVE}/{dataset.fingerprint[:16]}/min-rating {min_rating:g}/seeds {first} to {last}"
+    return f"{OBJECTIVE}/{dataset.fingerprint[:16]}/min-rating {plain_number(min_rating)}/seeds {first} to {last}"
 
 
 def _store(tuned: Tuned) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -276,6 +276,13 @@ def test_every_model_that_learns_clears_popular_and_popular_clears_random(rating
         for model in ("als", *BASELINES)
     }
     assert min(ndcg[model] for model in ("als", "reference", "item_knn", "ease")) > ndcg["popular"] > ndcg["random"]
+
+
+@pytest.mark.parametrize("make", [scorers.item_knn_scorer, scorers.ease_scorer])
+def test_baselines_know_recency_and_are_better_for_it(make: Callable[..., Scorer], ratings: pd.DataFrame) -> None:
+    task = validation_task(ratings, "rated")
+    ndcg, without = (evaluation.measure(task, make(task, **how))["ndcg@20"].mean() for how in ({}, {"half_life": 0}))
+    assert ndcg > 1.1 * without
 
 
 # The future

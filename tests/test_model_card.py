@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from app import evaluation
 from app.als import PRESETS, AlsConfig, learn
@@ -81,7 +82,6 @@ def without_intervals(values: Any) -> Any:
 
 
 def front_matter(card: str) -> dict[str, Any]:
-    yaml = pytest.importorskip("yaml")
     opening, header, _ = re.split(r"^---$", card, maxsplit=2, flags=re.MULTILINE)
     assert opening == ""
     parsed: dict[str, Any] = yaml.safe_load(header)

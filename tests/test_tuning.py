@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, fields, replace
@@ -21,7 +21,7 @@ import pytest
 import scipy.sparse as sp
 
 from app import core
-from app.als import AlsConfig, learn
+from app.als import AlsConfig, learn, side_by_side
 from app.datasets.locate import Source
 from app.errors import ArtifactError, ConfigError, DataError
 from app.evaluation import HEADLINES, als_scorer, measure
@@ -34,14 +34,34 @@ START = AlsConfig(factors=33, iterations=4, alpha=7.25, num_threads=1)
 MIN_RATING = core.MIN_RATING
 STEPS = (3, 5, 6)  # fewer iterations, for time
 
-# As a process of its own, for a signal to end it: argv is the number of trials and the storage.
+# As a process of its own, for a signal to end it: argv is the storage and where it stops by itself once trial 2 is
+# told, "between" trials or "within" the next. It waits for a kill, and ends when its standard input does.
 SCRIPT = """
-import sys
+import os, sys, threading
 from pathlib import Path
 from app.tuning import search
 from tests.test_tuning import START, STEPS, synthetic
-search.STEPS = STEPS
-search.tune(synthetic(), START, int(sys.argv[1]), 4.0, Path(sys.argv[2]), lambda trial: print(trial.number, flush=True))
+
+measure, told = search.measure, []
+
+def wait():
+    print("waits", flush=True)
+    sys.stdin.read()
+    os._exit(1)
+
+def measure_or_wait(*arguments):
+    if len(told) == 3 and threading.current_thread() is threading.main_thread():
+        wait()
+    return measure(*arguments)
+
+def on_trial(trial):
+    told.append(trial.number)
+    print(trial.number, flush=True)
+    if len(told) == 3 and sys.argv[2] == "between":
+        wait()
+
+search.STEPS, search.measure = STEPS, measure_or_wait
+search.tune(synthetic(), START, 1000, 4.0, Path(sys.argv[1]), on_trial)
 """
 
 
@@ -287,18 +307,27 @@ def test_another_question_does_not_resume_the_study(dataset: core.Dataset, tmp_p
 # What goes wrong
 
 
-def test_a_killed_search_can_be_resumed(searched: tuple[Tuned, list[TrialReport]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["between", "within"])
+def test_a_killed_search_can_be_resumed(where: str, searched: tuple[Tuned, list[TrialReport]], tmp_path: Path) -> None:
     storage = tmp_path / "study.db"
-    command = [sys.executable, "-c", SCRIPT, "1000", str(storage)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", SCRIPT, str(storage), where]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        seen = [int(process.stdout.readline()) for _ in range(3)]
-        time.sleep(0.02)  # into the next trial
+        said = [process.stdout.readline().strip() for _ in range(4)]
         process.send_signal(signal.SIGKILL)
-    assert seen == [0, 1, 2]
+    assert said == ["0", "1", "2", "waits"]
+    assert states_of(storage).count("RUNNING") == (where == "within")
     tuned, trials = run(synthetic(), 4, storage)
-    assert tuned.n_earlier >= 3
-    assert trials == outcomes(searched[1])[tuned.n_earlier : tuned.n_earlier + 4]
+    assert (tuned.n_earlier, tuned.n_trials) == (3, 4)
+    assert trials == outcomes(searched[1])[3:7]
+    assert states_of(storage).count("FAIL") == (where == "within")
+    assert "RUNNING" not in states_of(storage)
+
+
+def states_of(storage: Path) -> list[str]:
+    """What the file itself says of each trial, in order."""
+    with closing(sqlite3.connect(storage)) as connection:
+        return [state for (state,) in connection.execute("SELECT state FROM trials ORDER BY number")]
 
 
 def test_ctrl_c_keeps_what_is_done_and_reports_the_best(
@@ -438,6 +467,65 @@ def test_optuna_is_not_imported_before_a_search() -> None:
 def test_optuna_says_nothing(dataset: core.Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(dataset, 2, tmp_path / "study.db")
     assert capfd.readouterr() == ("", "")
+
+
+# Fits beside each other
+
+
+def test_two_fits_run_at_the_same_time_where_there_are_two_threads() -> None:
+    both_run = threading.Barrier(2, timeout=10)
+    with side_by_side(2, replace(START, num_threads=2)) as (pool, _):
+        jobs = [pool.submit(both_run.wait) for _ in range(2)]
+        assert sorted(job.result() for job in jobs) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("n_fits", "num_threads", "each"), [(2, 2, 1), (3, 8, 2), (2, 8, 4), (3, 2, 1), (3, 1, 1), (1, 5, 5), (3, 0, 2)]
+)
+def test_fits_divide_the_threads(n_fits: int, num_threads: int, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.als._count_cores", lambda: 7)
+    config = replace(START, num_threads=num_threads)
+    with side_by_side(n_fits, config) as (_, share):
+        assert share == replace(config, num_threads=each)
+
+
+def test_a_gpu_takes_one_fit_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.als.uses_gpu", lambda device: device == "gpu")
+    with side_by_side(3, replace(START, num_threads=4, device="gpu")) as (pool, share):
+        first_may_end = threading.Event()
+        jobs = [pool.submit(first_may_end.wait, 10), *(pool.submit(threading.get_ident) for _ in range(2))]
+        assert not any(job.done() for job in jobs)
+        first_may_end.set()
+        threads = [job.result() for job in jobs[1:]]
+    assert share.num_threads == 4
+    assert len(set(threads)) == 1
+
+
+def test_an_error_in_one_of_the_fits_reaches_the_caller() -> None:
+    def fail_in_the_second(place: int) -> int:
+        if place == 1:
+            raise ValueError("the second fit fails")
+        return place
+
+    with (
+        pytest.raises(ValueError, match="the second fit fails"),
+        side_by_side(2, replace(START, num_threads=2)) as (pool, _),
+    ):
+        list(pool.map(fail_in_the_second, range(2)))
+
+
+@pytest.mark.parametrize("place", range(N_SEEDS))
+def test_an_error_in_the_fit_of_any_seed_ends_the_search(
+    place: int, dataset: core.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learn_or_raise(positives: core.Positives, config: AlsConfig, *watch: Any) -> Any:
+        if config.random_state == START.random_state + place:
+            raise RuntimeError("this fit fails")
+        return learn(positives, config, *watch)
+
+    monkeypatch.setattr(search, "learn", learn_or_raise)
+    with pytest.raises(RuntimeError, match="this fit fails"):
+        run(dataset, 2, tmp_path / "study.db", replace(START, num_threads=2))
 
 
 # What is told

@@ -91,18 +91,21 @@ class Screen:
             for name, stratum in result.strata["gap"].items()
         )
         n_within = result.strata["session"].get(WITHIN, {"n_users": 0})["n_users"]
-        self.done(f"{_share(n_within, result.task.n_targets)} of the user's rating before. By that gap: {parts}")
+        n_users = result.task.n_targets
+        within = (
+            f"{n_within:,} of {n_users:,} users ({n_within / n_users:.0%}) had rated something within an hour before"
+        )
+        self.done(f"{within}. ALS Recall@10 by that gap: {parts}")
 
     def cold_start(self, measured: Mapping[str, Any]) -> None:
         """Show how well the first likes of unseen users serve them."""
         parts = ", ".join(
             f"{n} like{'s'[: n != '1']} {found['means']['als']['recall@10']:.3f} "
-            f"(popular {found['means']['popular']['recall@10']:.3f})"
+            f"(popular {found['means']['popular']['recall@10']:.3f}; "
+            f"{found['n_within_session'] / found['n_users']:.0%} within an hour)"
             for n, found in measured["n_liked"].items()
         )
-        n_users = sum(found["n_users"] for found in measured["n_liked"].values())
-        n_within = sum(found["n_within_session"] for found in measured["n_liked"].values())
-        self.done(f"Cold start, Recall@10 of users held out as a whole: {parts}; {_share(n_within, n_users)}")
+        self.done(f"Cold start, Recall@10 of users held out as a whole: {parts}")
 
     def tuned(self, tuned: Tuned) -> None:
         """Show what a search found, and how much of it also holds where it did not look."""
@@ -119,14 +122,10 @@ class Screen:
         self._out.print(table)
         self.done(
             "Searched was each user's validation positive; the second is the one before it, which the search never "
-            "scored. Optimism is the difference: gain that is only on paper"
+            "scored. Optimism is the difference: an estimate of the gain that will not last"
         )
         self.done(f"Stored in {tuned.stored}")
         self.say(f"\nBest:  {tuned.command}")
-
-
-def _share(n_within: int, n_users: int) -> str:
-    return f"{n_within / max(n_users, 1):.0%} of it within an hour"
 
 
 def _describe_gain(difference: Mapping[str, Any]) -> str:

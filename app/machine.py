@@ -26,9 +26,12 @@ def describe_machine(num_threads: int) -> dict[str, Any]:
         "n_cores": os.cpu_count(),
         "num_threads": num_threads,
         "cpu_features": [*simd["baseline"], *simd.get("found", [])],
-        "blas": [
-            {name: library.get(name) for name in ("internal_api", "version", "architecture", "num_threads")}
-            for library in threadpool_info()
-            if library["user_api"] == "blas"
-        ],
+        "blas": sorted(  # they are found in any order
+            (
+                {name: library.get(name) for name in ("internal_api", "version", "architecture", "num_threads")}
+                for library in threadpool_info()
+                if library["user_api"] == "blas"
+            ),
+            key=str,
+        ),
     }

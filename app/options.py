@@ -54,12 +54,14 @@ class Options:
         check_dataset(self.dataset, self.data_dir)
         if not 0.5 <= self.min_rating <= 5:
             raise ConfigError(f"--min-rating is {self.min_rating:g}; expected 0.5 to 5")
-        if self.study and not self.tune:
+        if self.tune is not None and self.tune < 1:
+            raise ConfigError(f"--tune is {self.tune}; expected a whole number of trials from 1")
+        if self.study and self.tune is None:
             raise ConfigError("--study names the file of a search, which only --tune N makes")
         if self.tune is not None and self.evaluate != "validation":
             raise ConfigError(
-                f"--tune searches on validation and must not see test, which --evaluate {self.evaluate} shows; "
-                "leave --evaluate out, and evaluate what was found in a run of its own"
+                f"--tune searches on validation and must not see test; --evaluate is {self.evaluate}. Leave that out, "
+                "and evaluate what was found in a run of its own"
             )
         if self.tune is not None and (self.split == "temporal" or self.export_run):
             raise ConfigError("--tune searches on leave-one-out, and exports nothing: without --split and --export-run")

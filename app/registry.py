@@ -255,8 +255,14 @@ def _replace_link(link: Path, target: Path) -> None:
         else:
             shutil.copyfile(original, temporary)
     if original.is_dir() and link.is_dir() and not link.is_symlink():
-        _remove(link)  # a copy: a folder cannot be replaced in one step
+        if not _names(link) <= _names(original):
+            raise FileExistsError(f"{link} is a folder of somebody's own, which is left as it is")
+        _remove(link)  # a copy of ours: a folder cannot be replaced in one step
     temporary.replace(link)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
 def _replace_text(path: Path, text: str) -> None:

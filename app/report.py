@@ -36,6 +36,9 @@ from app.wording import (
 Means = Mapping[str, Mapping[str, Any]]
 
 
+_DRAWN = ("recall@10", "ndcg@10")  # of the metrics, those with a picture
+
+
 def can_plot() -> bool:
     """Tell whether matplotlib is installed, without importing it."""
     return find_spec("matplotlib") is not None
@@ -138,7 +141,7 @@ def _accuracy(metrics: Mapping[str, Any], protocol: str) -> str:
     means, intervals = metrics["protocols"][protocol], metrics["intervals"][protocol]
     estimates = {
         metric_label(metric): {model: (means[model][metric], intervals[model][metric]) for model in means}
-        for metric in HEADLINES[:2]
+        for metric in _DRAWN
     }
     title = f"Recall@10 and NDCG@10 of each model with intervals, protocol {protocol}"
     headlines = [
@@ -270,7 +273,7 @@ def _cold_start(metrics: Mapping[str, Any]) -> str:
     return (
         f"<p>Here, {escape(metrics['cold_start']['definition'])}.</p>"
         + _figure(svg, f"{title}. {cold_start_sentence(measured)}", OF_USERS)
-        + "".join(_stratum_table(measured, metric) for metric in HEADLINES[:2])
+        + "".join(_stratum_table(measured, metric) for metric in _DRAWN)
         + _details("Differences", _table(("movies liked", *map(metric_label, HEADLINES)), compared))
     )
 

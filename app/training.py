@@ -274,7 +274,10 @@ class Training:
             if self.options.report and not can_plot():
                 self.warn("no report: matplotlib is not installed; pip install -r requirements.txt, or use --no-report")
             elif self.options.report:
-                documents["report/index.html"] = render_report(model)
+                try:
+                    documents["report/index.html"] = render_report(model)
+                except Exception as error:  # whatever a broken matplotlib raises: pictures must not cost the model
+                    self.warn(f"no report: it could not be drawn ({type(error).__name__}: {error})")
             documents["MODEL_CARD.md"] = render_model_card(model, has_report="report/index.html" in documents)
         return replace(model, documents=documents)
 

@@ -328,3 +328,12 @@ def test_a_file_in_place_of_the_folder_is_an_artifact_error(tmp_path: Path) -> N
             publish(folder, OLD)
         with pytest.raises(ArtifactError):
             load_current(folder)
+
+
+def test_a_folder_of_somebody_s_own_is_left_as_it_is(folder: Path) -> None:
+    (folder / "report").mkdir(parents=True)
+    (folder / "report" / "mine.txt").write_text("precious")
+    published = publish(folder, OLD)
+    assert "report" in " ".join(published.warnings)
+    assert (folder / "report" / "mine.txt").read_text() == "precious"
+    assert serves(load_current(folder), OLD)

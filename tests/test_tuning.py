@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from filelock import FileLock
 
 from app import core
 from app.als import AlsConfig, learn, side_by_side
@@ -442,7 +443,8 @@ def test_a_result_that_cannot_be_written_is_told_with_the_command(dataset: core.
 def test_any_path_can_hold_the_study(dataset: core.Dataset, tmp_path: Path) -> None:
     storage = tmp_path / "new folder" / "what? {a} 100%20#.db"
     tuned, _ = run(dataset, 1, storage)
-    assert sorted(path.name for path in storage.parent.iterdir()) == [storage.name, tuned.stored.name]
+    names = {path.name for path in storage.parent.iterdir()}
+    assert names == {storage.name, f"{storage.name}.lock", tuned.stored.name}
 
 
 @pytest.mark.parametrize("n_trials", [0, -1, 2.0, True])
@@ -569,3 +571,9 @@ def test_the_command_line_names_the_setting_exactly() -> None:
     assert AlsConfig(**{name: types[name](value) for name, value in read.items()}) == config
     assert "min-rating" not in to_command_line(config)
     assert to_command_line(AlsConfig()).endswith("--iterations 10 --grading 0.5 --half-life 2 --random-state 42")
+
+
+def test_a_study_in_use_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "study.sqlite3"
+    with FileLock(f"{path}.lock"), pytest.raises(ConfigError, match="in use by another search"):
+        tune(synthetic(), START, 1, 4.0, path)

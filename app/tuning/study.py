@@ -8,6 +8,8 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from filelock import FileLock, Timeout
+
 from app.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def open_study(path: Path, name: str) -> Iterator[optuna.Study]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _refuse_foreign(path)
+            connections.enter_context(FileLock(f"{path}.lock", timeout=0))
             # Not by a URL: there a path with ?, % or braces would name another file.
             connect = lambda: connections.enter_context(closing(sqlite3.connect(path)))  # noqa: E731
             study = optuna.create_study(
@@ -48,6 +51,10 @@ def open_study(path: Path, name: str) -> Iterator[optuna.Study]:
                 load_if_exists=True,
             )
             _give_up_unfinished(study)
+        except Timeout as error:
+            raise ConfigError(
+                f"{path} is in use by another search; wait for it, or name another: --study FILE"
+            ) from error
         # The last three are what optuna raises for a study of another version of it.
         except (*storage_errors, OSError, RuntimeError, ValueError, AssertionError) as error:
             raise ConfigError(
@@ -68,7 +75,7 @@ def _refuse_foreign(path: Path) -> None:
     if path.exists():
         with closing(sqlite3.connect(path)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables and not tables & {"studies", "version_info"}:
+        if tables and not {"studies", "trials", "version_info"} <= tables:
             raise sqlite3.DatabaseError(f"it is a database of something else, with the table {min(tables)}")
 
 

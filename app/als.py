@@ -8,13 +8,11 @@ imported when a fit begins, so the service does not load it.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from threading import Event, local
 from typing import Any, Literal
 
 import numpy as np
@@ -24,9 +22,9 @@ from threadpoolctl import threadpool_limits
 
 from app.core import Positives
 from app.errors import ConfigError
+from app.threads import cancelling_pool, count_cores, one_blas_thread, raise_if_cancelled
 
 _MIN_REGULARIZATION = 1e-6  # far less is lost in float64 beside YᵀCY
-_THREAD = local()  # .stop of a pool's thread is set when its fit is to end
 _USERS_PER_BLOCK = 256  # that one thread solves at a time
 
 Device = Literal["cpu", "gpu", "auto"]
@@ -207,7 +205,7 @@ def fit_als(user_items: sp.csr_matrix, config: AlsConfig, on_iteration: OnIterat
     from implicit.recommender_base import ModelFitError
 
     # Around the constructor too, which is where implicit checks. Its own threads already use the cores.
-    with _one_blas_thread():
+    with one_blas_thread():
         model = create_model()
         # implicit solves rows first, then columns. Items as rows puts users last in each iteration
         # (docs/decisions/0001).
@@ -230,39 +228,11 @@ def side_by_side(n_fits: int, config: AlsConfig) -> Iterator[tuple[ThreadPoolExe
     config : AlsConfig
         The given one with each fit's share of the threads. The results do not depend on it.
     """
-    n_threads = config.num_threads or _count_cores()
+    n_threads = config.num_threads or count_cores()
     n_workers = 1 if uses_gpu(config.device) else min(n_fits, n_threads)
     # The limit once around all of them: each would lift the others' when it ends.
-    with _one_blas_thread(), _pool(n_workers) as pool:
+    with one_blas_thread(), cancelling_pool(n_workers) as pool:
         yield pool, replace(config, num_threads=n_threads // n_workers)
-
-
-@contextmanager
-def _pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Make a pool whose fits end at their next iteration when the body fails: Ctrl-C must not wait for all of them."""
-    stop = Event()
-    pool = ThreadPoolExecutor(n_workers, initializer=lambda: setattr(_THREAD, "stop", stop))
-    try:
-        yield pool
-    except BaseException:
-        stop.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _count_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Hold BLAS to one thread: the last bits of its products depend on their number."""
-    import implicit.cpu.als  # noqa: F401 - brings a BLAS of its own, and a limit holds only for what is loaded
-
-    with threadpool_limits(1, "blas"):
-        yield
 
 
 def gramian(item_factors: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -341,7 +311,7 @@ def solve_user_factors(
                 item_factors, shared, confidence.indices[row], confidence.data[row], regularization
             )
 
-    with threadpool_limits(1, "blas"), _pool(num_threads or _count_cores()) as pool:
+    with threadpool_limits(1, "blas"), cancelling_pool(num_threads or count_cores()) as pool:
         shared = gramian(item_factors)
         with_positives = np.flatnonzero(np.diff(confidence.indptr))
         list(pool.map(solve, np.array_split(with_positives, len(with_positives) // _USERS_PER_BLOCK + 1)))
@@ -402,8 +372,7 @@ def uses_gpu(device: Device) -> bool:
 
 def _per_iteration(model: Any, on_iteration: OnIteration | None) -> Callable[[int, float, float | None], None]:
     def callback(iteration: int, _seconds: float, loss: float | None) -> None:
-        if hasattr(_THREAD, "stop") and _THREAD.stop.is_set():
-            raise CancelledError
+        raise_if_cancelled()
         if on_iteration is not None and loss is not None:
             on_iteration(Iteration(iteration + 1, float(loss), lambda: _factors_of(model)))
 

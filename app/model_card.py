@@ -14,11 +14,10 @@ import numpy as np
 
 from app.artifacts import MANIFEST, TrainedModel
 from app.datasets.locate import DATASETS, SYNTHETIC
-from app.evaluation.metrics import BANDS, LONG_TAIL_SHARE
+from app.evaluation.metrics import BANDS, HEADLINES, LONG_TAIL_SHARE
 from app.evaluation.results import MODEL
 from app.plots import label
 from app.wording import (
-    HEADLINES,
     OF_USERS,
     PROTOCOLS,
     by_session,

@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from app.artifacts import TrainedModel
+from app.evaluation.metrics import HEADLINES
 from app.evaluation.results import MODEL
 from app.plots import draw_curves, draw_estimates, draw_scatter, draw_shares, draw_strata, label
 from app.wording import (
-    HEADLINES,
     OF_USERS,
     PROTOCOLS,
     by_session,

@@ -14,7 +14,6 @@ from app.als import PRESETS
 from app.artifacts import MANIFEST, TrainedModel
 from app.datasets.locate import DATASETS, SYNTHETIC
 from app.evaluation import BASELINES
-from app.evaluation.metrics import HEADLINES as HEADLINES
 from app.evaluation.results import MODEL
 from app.evaluation.strata import WITHIN
 

@@ -485,7 +485,7 @@ def test_two_fits_run_at_the_same_time_where_there_are_two_threads() -> None:
     ("n_fits", "num_threads", "each"), [(2, 2, 1), (3, 8, 2), (2, 8, 4), (3, 2, 1), (3, 1, 1), (1, 5, 5), (3, 0, 2)]
 )
 def test_fits_divide_the_threads(n_fits: int, num_threads: int, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.als._count_cores", lambda: 7)
+    monkeypatch.setattr("app.als.count_cores", lambda: 7)
     config = replace(START, num_threads=num_threads)
     with side_by_side(n_fits, config) as (_, share):
         assert share == replace(config, num_threads=each)

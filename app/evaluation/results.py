@@ -97,18 +97,20 @@ def evaluate(
     """
     lists: dict[str, NDArray[np.int32]] = {}
     hits: dict[str, NDArray[np.bool_]] = {}
+    in_bands: dict[str, dict[str, Values]] = {}
     values: dict[str, Values] = {}
     for model, scorer in scorers.items():
         lists[model] = rank(task.seen, scorer)
         hits[model] = find_hits(lists[model], task.relevant)
-        values[model] = _measure(task, catalogue, lists[model], hits[model])
+        in_bands[model] = _in_bands(task, catalogue, lists[model], hits[model])
+        values[model] = _measure(task, catalogue, lists[model], hits[model], in_bands[model])
         on_model()
     masks = {
         "session": strata.session_strata(task),
         "gap": strata.gap_strata(task),
         "history": strata.history_strata(task),
     }
-    divided = {model: _divide(task, catalogue, lists[model], hits[model], masks, values[model]) for model in scorers}
+    divided = {model: _divide(masks, values[model], in_bands[model]) for model in scorers}
     summary = summarise({model: {**values[model], **divided[model]} for model in scorers}, random_state)
     plain = [name for name in next(iter(values.values())) if all(_is_defined(values[model][name]) for model in values)]
     n_relevant = np.diff(task.relevant.indptr)
@@ -141,16 +143,21 @@ def measure(task: RankingTask, scorer: Scorer) -> Values:
     return ranking_metrics(find_hits(lists, task.relevant), np.diff(task.relevant.indptr))
 
 
-def _measure(task: RankingTask, catalogue: Catalogue, lists: NDArray[np.int32], hits: NDArray[np.bool_]) -> Values:
+def _measure(
+    task: RankingTask,
+    catalogue: Catalogue,
+    lists: NDArray[np.int32],
+    hits: NDArray[np.bool_],
+    in_bands: Mapping[str, Values],
+) -> Values:
     """Measure every user's list."""
     n_relevant = np.diff(task.relevant.indptr)
     values = ranking_metrics(hits, n_relevant)
     if task.n_new.any():
         for k in CUTOFFS:
             values[f"recall_with_new@{k}"] = hits[:, :k].sum(axis=1) / (n_relevant + task.n_new)
-    in_long_tail = _in_bands(task, catalogue, lists, hits)[list(BANDS)[-1]]
     for k in CUTOFFS:
-        values[f"recall_long_tail@{k}"] = in_long_tail[f"recall@{k}"]
+        values[f"recall_long_tail@{k}"] = in_bands[list(BANDS)[-1]][f"recall@{k}"]
     return {**values, **list_metrics(lists, catalogue)}
 
 
@@ -168,12 +175,7 @@ def _in_bands(
 
 
 def _divide(
-    task: RankingTask,
-    catalogue: Catalogue,
-    lists: NDArray[np.int32],
-    hits: NDArray[np.bool_],
-    masks: Mapping[str, Mapping[str, NDArray[np.bool_]]],
-    values: Values,
+    masks: Mapping[str, Mapping[str, NDArray[np.bool_]]], values: Values, in_bands: Mapping[str, Values]
 ) -> Values:
     """Return the metrics of each stratum as columns named ``kind/stratum/metric``, NaN for users outside it."""
     columns = {
@@ -182,7 +184,7 @@ def _divide(
         for stratum, mask in of_kind.items()
         for metric in HEADLINES
     }
-    for band, in_band in _in_bands(task, catalogue, lists, hits).items():
+    for band, in_band in in_bands.items():
         if _is_defined(in_band["recall@10"]):
             columns |= {f"popularity/{band}/{metric}": in_band[metric] for metric in HEADLINES}
     return columns

@@ -6,7 +6,7 @@ read, because the service shares the id maps and needs no table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,6 +19,8 @@ from app.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from app.datasets.movielens import RawData
+
 MIN_RATING = 4.0  # a rating of at least this is a positive
 MAX_RATING = 5.0
 UNKNOWN = -1  # the index of an id that a map does not hold
@@ -27,13 +29,21 @@ Stage = Literal["validation", "test"]
 STAGES: tuple[Stage, ...] = ("validation", "test")
 
 
+def _no_tags() -> pd.DataFrame:
+    from app.datasets.movielens import empty_tags  # needs pandas
+
+    return empty_tags()
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Ratings and movies, cleaned: one row per (user, movie), a title for every movie.
 
     ``ratings`` has the columns user_id, movie_id (int64), rating (float32, 0.5–5), timestamp (int64, seconds since
     1970), in file order. ``movies`` has movie_id, title, genres (``"A|B"``), year (nullable), imdb_id, tmdb_id
-    (text), sorted by movie_id. ``fingerprint`` is the SHA-256 of ratings.csv, or of the generated arrays.
+    (text), sorted by movie_id. ``fingerprint`` is the SHA-256 of ratings.csv, or of the generated arrays. ``tags`` has
+    user_id, movie_id (int64), tag (text as written, never blank), timestamp (int64), in file order, each tag of a user
+    for a movie once; users and movies may be among them that have no rating, and it is empty where nobody tagged.
     """
 
     name: str
@@ -41,6 +51,7 @@ class Dataset:
     movies: pd.DataFrame
     fingerprint: str
     warnings: tuple[str, ...] = ()
+    tags: pd.DataFrame = field(default_factory=_no_tags)
 
     @property
     def is_synthetic(self) -> bool:
@@ -110,10 +121,7 @@ class TemporalSplit:
 
 
 def load(source: Source, *, n_ratings: int = 100_000, random_state: int = 42) -> Dataset:
-    """Read a source and clean it.
-
-    A (user, movie) pair that was rated more than once keeps its latest rating; a movie that has ratings but stands
-    not in movies.csv is kept and titled by its id. Both are counted in ``warnings``.
+    """Read a source and clean it, see ``clean``.
 
     Parameters
     ----------
@@ -128,14 +136,30 @@ def load(source: Source, *, n_ratings: int = 100_000, random_state: int = 42) ->
         If a file is missing or holds something that is not MovieLens; the message names file, row, value and remedy.
     """
     name, raw = read(source, n_ratings=n_ratings, random_state=random_state)
+    return clean(name, raw, source.warnings)
+
+
+def clean(name: str, raw: RawData, warnings: tuple[str, ...] = ()) -> Dataset:
+    """Make a data set of what was read or invented.
+
+    A (user, movie) pair that was rated more than once keeps its latest rating; a movie that has ratings but stands
+    not in movies.csv is kept and titled by its id. Both are counted in ``Dataset.warnings``.
+
+    Parameters
+    ----------
+    name : str
+    raw : RawData
+    warnings : tuple of str
+        What is to be said before what ``raw`` says.
+    """
     ratings, n_duplicates = _keep_latest(raw.ratings)
     movies, n_untitled = _complete_movies(raw.movies, raw.links, ratings)
-    warnings = [*source.warnings, *raw.warnings]
+    said = [*warnings, *raw.warnings]
     if n_duplicates:
-        warnings.append(f"ratings that repeat a (user, movie) pair: {n_duplicates:,}; the latest of each pair was kept")
+        said.append(f"ratings that repeat a (user, movie) pair: {n_duplicates:,}; the latest of each pair was kept")
     if n_untitled:
-        warnings.append(f"rated movies without a title in movies.csv: {n_untitled:,}; they are titled by their id")
-    return Dataset(name, ratings, movies, raw.fingerprint, tuple(warnings))
+        said.append(f"rated movies without a title in movies.csv: {n_untitled:,}; they are titled by their id")
+    return Dataset(name, ratings, movies, raw.fingerprint, tuple(said), raw.tags)
 
 
 def _keep_latest(ratings: pd.DataFrame) -> tuple[pd.DataFrame, int]:

@@ -21,11 +21,13 @@ from app.core import (
     Stage,
     build_positives,
     build_user_items,
+    clean,
     leave_one_out,
     positives,
     split_at_moment,
 )
 from app.datasets.locate import locate
+from app.datasets.movielens import RawData, empty_links, empty_tags
 from app.errors import DataError
 
 INT64 = st.integers(min_value=-(2**63), max_value=2**63 - 1)
@@ -302,6 +304,43 @@ def test_rated_movie_without_a_title_is_kept_titled_by_its_id_and_counted(tmp_pa
 
 def test_clean_data_has_no_warning(tmp_path: Path) -> None:
     assert load(write(tmp_path, "1,10,4.0,1\n", "10,A (1990),Drama\n")).warnings == ()
+
+
+def test_tags_are_loaded_even_those_of_strangers(tmp_path: Path) -> None:
+    write(tmp_path, "1,10,4.0,1\n", "10,A (1990),Drama\n")
+    (tmp_path / "tags.csv").write_text("userId,movieId,tag,timestamp\n7,99,Funny,5\n1,10,dark,4\n", encoding="utf-8")
+    dataset = load(tmp_path)
+    assert dataset.tags.to_dict("list") == {
+        "user_id": [7, 1],
+        "movie_id": [99, 10],
+        "tag": ["Funny", "dark"],
+        "timestamp": [5, 4],
+    }
+    assert dataset.movies["movie_id"].tolist() == [10]
+    assert dataset.warnings == ()
+
+
+def test_tags_of_the_real_data_are_loaded(movielens_dir: Path) -> None:
+    assert len(load(movielens_dir).tags) == 3_683
+
+
+def test_data_set_without_tags_has_an_empty_table_of_their_types(tmp_path: Path) -> None:
+    dataset = load(write(tmp_path, "1,10,4.0,1\n", "10,A (1990),Drama\n"))
+    for tags in (dataset.tags, Dataset("by hand", dataset.ratings, dataset.movies, "").tags):
+        pd.testing.assert_frame_equal(tags, empty_tags())
+
+
+def test_cleaning_turns_what_was_read_into_a_data_set_and_keeps_earlier_warnings_first() -> None:
+    movies = pd.DataFrame({"movie_id": [10], "title": ["A (1990)"], "genres": ["Drama"]})
+    raw = RawData(frame((1, 10, 4, 1), (1, 10, 5, 2)), movies, empty_links(), "f" * 64, ("mended",))
+    dataset = clean("mine", raw, ("why not a better source",))
+    assert (dataset.name, dataset.fingerprint) == ("mine", "f" * 64)
+    assert dataset.ratings["rating"].tolist() == [5]
+    assert dataset.movies["year"].tolist() == [1990]
+    assert dataset.tags is raw.tags
+    assert dataset.warnings[:2] == ("why not a better source", "mended")
+    assert dataset.warnings[2].startswith("ratings that repeat a (user, movie) pair: 1;")
+    assert clean("mine", raw).warnings == dataset.warnings[1:]
 
 
 @pytest.mark.parametrize(

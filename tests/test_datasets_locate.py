@@ -218,7 +218,7 @@ def test_the_real_files_pass_for_what_they_are(movielens_dir: Path) -> None:
 
 def test_files_that_only_claim_to_be_ml_latest_small_give_a_warning_each(tmp_path: Path) -> None:
     folder = make_data(tmp_path / "data")
-    (folder / "tags.csv").write_text("tags")
+    (folder / "tags.csv").write_text("userId,movieId,tag,timestamp\n")
     name, data = read(Source("ml-latest-small", folder), n_ratings=0, random_state=0)
     assert name == "ml-latest-small"
     assert len(data.warnings) == 3

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.datasets.movielens import read_movielens
+from app.datasets.movielens import empty_tags, fold_tag, read_movielens
 from app.errors import DataError
 
 RATINGS = "userId,movieId,rating,timestamp\n"
 MOVIES = "movieId,title,genres\n"
 LINKS = "movieId,imdbId,tmdbId\n"
+TAGS = "userId,movieId,tag,timestamp\n"
 GOOD = {
     "ratings.csv": RATINGS + "1,1,4.0,964982703\n1,3,0.5,964981247\n2,1,5.0,0\n",
     "movies.csv": MOVIES + '1,Toy Story (1995),Adventure|Comedy\n3,"Misérables, Les (1995)",(no genres listed)\n',
     "links.csv": LINKS + "1,0114709,862\n3,0113228,\n",
+    "tags.csv": TAGS + "2,1,pixar,5\n1,3,In Netflix queue,4\n",
 }
 
 
@@ -43,11 +46,13 @@ def refusal(folder: Path) -> str:
 
 def test_the_real_data_set_is_read_as_published(movielens_dir: Path) -> None:
     data = read_movielens(movielens_dir)
-    assert (len(data.ratings), len(data.movies), len(data.links)) == (100_836, 9_742, 9_742)
+    assert (len(data.ratings), len(data.movies), len(data.links), len(data.tags)) == (100_836, 9_742, 9_742, 3_683)
     assert data.fingerprint == "aa289ca83157595d0df6aea1be6a4ded676ddc4385472e8313a8ed9805352646"
     assert data.warnings == ()
     assert (data.ratings["user_id"].nunique(), data.ratings["movie_id"].nunique()) == (610, 9_724)
     assert int((data.movies["genres"] == "").sum()) == 34
+    assert data.tags.iloc[0].to_dict() == {"user_id": 2, "movie_id": 60_756, "tag": "funny", "timestamp": 1_445_714_994}
+    assert (data.tags["user_id"].nunique(), data.tags["movie_id"].nunique()) == (58, 1_572)
 
 
 def test_columns_have_the_promised_names_types_and_file_order(tmp_path: Path) -> None:
@@ -63,6 +68,12 @@ def test_columns_have_the_promised_names_types_and_file_order(tmp_path: Path) ->
     assert data.movies["genres"].tolist() == ["Adventure|Comedy", ""]
     assert data.links["imdb_id"].tolist() == ["0114709", "0113228"]
     assert data.links["tmdb_id"].tolist() == ["862", ""]
+    assert data.tags.to_dict("list") == {
+        "user_id": [2, 1],
+        "movie_id": [1, 3],
+        "tag": ["pixar", "In Netflix queue"],
+        "timestamp": [5, 4],
+    }
     assert data.warnings == ()
 
 
@@ -74,6 +85,93 @@ def test_links_are_optional_and_then_empty_with_their_types(tmp_path: Path) -> N
     assert len(read_movielens(write(tmp_path, links=LINKS)).links) == 0
 
 
+@pytest.mark.parametrize("text", [None, TAGS], ids=["no file", "only a header"])
+def test_tags_are_optional_and_then_empty_with_their_types(tmp_path: Path, text: str | None) -> None:
+    tags = read_movielens(write(tmp_path, tags=text)).tags
+    assert len(tags) == 0
+    assert tags.dtypes.to_dict() == read_movielens(write(tmp_path, tags=GOOD["tags.csv"])).tags.dtypes.to_dict()
+    assert list(tags.columns) == ["user_id", "movie_id", "tag", "timestamp"]
+    assert tags.dtypes.to_dict() == empty_tags().dtypes.to_dict()
+
+
+def test_tags_stay_as_written_but_for_outer_spaces_and_line_ends(tmp_path: Path) -> None:
+    tags = TAGS + '1,1, Sci-Fi ,5\n1,1,NA,5\n1,1,1995,5\n1,1,"a, ""b""",5\n1,1,"two\nlines",5\n1,1,千と,5\n'
+    data = read_movielens(write(tmp_path, tags=tags))
+    assert data.tags["tag"].tolist() == ["Sci-Fi", "NA", "1995", 'a, "b"', "two lines", "千と"]
+
+
+@pytest.mark.parametrize(
+    ("tag", "folded"),
+    [
+        ("funny", "funny"),
+        ("  Will\t Ferrell ", "will ferrell"),
+        ("STRASSE", "strasse"),
+        ("Straße", "strasse"),
+        ("a\u00a0b", "a b"),
+        ("sci-fi", "sci-fi"),
+        (" \u2003", ""),
+    ],
+)
+def test_tags_are_compared_without_case_and_surplus_spaces(tag: str, folded: str) -> None:
+    assert fold_tag(tag) == folded
+
+
+def test_of_a_repeated_tag_the_earliest_is_kept_in_its_place_without_a_warning(tmp_path: Path) -> None:
+    # One user, one movie, four spellings: the third is the earliest. Another user's and another movie's are others.
+    rows = "1,1,Sci Fi,9\n2,1,sci fi,8\n1,1,sci  fi,3\n1,3,sci fi,7\n1,1,SCI FI,5\n1,1,sci-fi,6\n1,1, sci fi,3\n"
+    data = read_movielens(write(tmp_path, tags=TAGS + rows))
+    assert data.tags.to_dict("list") == {
+        "user_id": [2, 1, 1, 1],
+        "movie_id": [1, 1, 3, 1],
+        "tag": ["sci fi", "sci  fi", "sci fi", "sci-fi"],
+        "timestamp": [8, 3, 7, 6],
+    }
+    assert data.tags.index.tolist() == [0, 1, 2, 3]
+    assert data.warnings == ()
+
+
+def test_empty_tags_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = '1,1,fine,5\n2,3,,6\n1,3,"  ",7\n1,1,\u00a0,8\n2,1,good,4\n'
+    data = read_movielens(write(tmp_path, tags=TAGS + rows))
+    assert data.tags["tag"].tolist() == ["fine", "good"]
+    assert data.tags.index.tolist() == [0, 1]
+    (warning,) = data.warnings
+    assert warning.endswith("tags.csv: tags without a text: 3 (the first is user 2's for movie 3); they were dropped")
+
+
+def test_a_file_of_nothing_but_empty_tags_gives_no_tags(tmp_path: Path) -> None:
+    data = read_movielens(write(tmp_path, tags=TAGS + "1,1,,5\n"))
+    assert len(data.tags) == 0
+    assert data.tags.dtypes.to_dict() == empty_tags().dtypes.to_dict()
+
+
+def test_a_line_that_ends_before_its_tag_is_no_empty_tag(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, tags="userId,movieId,timestamp,tag\n1,1,5,fine\n1,1,5\n"))
+    assert "tags.csv, line 3: found 3 fields, expected 4" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "complaint"),
+    [
+        ("x,2,funny,5", "userId", "found 'x', expected a whole number from 1"),
+        ("1,0,funny,5", "movieId", "found '0', expected a whole number from 1"),
+        ("1,2,funny,", "timestamp", "the cell is empty, expected a whole number of seconds"),
+        ("1,2,funny,1445714994000", "timestamp", "milliseconds? then divide by 1000"),
+    ],
+)
+def test_a_bad_cell_beside_a_tag_is_named_as_one_beside_a_rating_is(
+    tmp_path: Path, row: str, column: str, complaint: str
+) -> None:
+    message = refusal(write(tmp_path, tags=TAGS + "1,1,fine,5\n" + row + "\n"))
+    assert message.startswith(f"{tmp_path / 'tags.csv'}, line 3, column {column}: ")
+    assert complaint in message
+
+
+def test_the_fingerprint_is_of_the_ratings_alone(tmp_path: Path) -> None:
+    tagged, untagged = (read_movielens(write(tmp_path, tags=text)) for text in (GOOD["tags.csv"], TAGS))
+    assert tagged.fingerprint == untagged.fingerprint == sha256(GOOD["ratings.csv"].encode()).hexdigest()
+
+
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_byte_order_marks_and_windows_line_ends_are_accepted(tmp_path: Path, line_end: str, mark: str) -> None:
@@ -82,6 +180,7 @@ def test_byte_order_marks_and_windows_line_ends_are_accepted(tmp_path: Path, lin
     assert data.ratings["movie_id"].tolist() == [1, 3, 1]
     assert data.movies["genres"].tolist() == ["Adventure|Comedy", ""]
     assert data.links["tmdb_id"].tolist() == ["862", ""]
+    assert data.tags["tag"].tolist() == ["pixar", "In Netflix queue"]
 
 
 def test_columns_in_another_order_and_further_columns_are_accepted(tmp_path: Path) -> None:
@@ -197,6 +296,7 @@ def test_a_bad_cell_far_down_is_found(tmp_path: Path) -> None:
         ("movies", MOVIES + "1,Good, the Bad (1966),Western\n", 2, 4, 3),
         ("movies", MOVIES + "1,Fine (1990),Drama\n2,Short (1991)\n", 3, 2, 3),
         ("links", LINKS + "1,2,3\n1,2,3,4\n", 3, 4, 3),
+        ("tags", TAGS + "1,2,fine,5\n1,2,good, but long,5\n", 3, 5, 4),
     ],
 )
 def test_a_ragged_line_is_named(tmp_path: Path, stem: str, text: str, line: int, n_found: int, n_expected: int) -> None:
@@ -219,6 +319,7 @@ def test_a_quotation_mark_that_is_never_closed_is_named_by_its_line(tmp_path: Pa
         ("ratings", "1,1,4.0,964982703", "column userId, movieId, rating, timestamp is missing"),
         ("movies", "movieId,name", "column title, genres is missing"),
         ("links", "movieId,imdb,tmdbId", "column imdbId is missing"),
+        ("tags", "userId,movieId,tags,timestamp", "column tag is missing"),
     ],
 )
 def test_a_missing_column_is_named_with_what_was_found(tmp_path: Path, stem: str, header: str, missing: str) -> None:
@@ -227,7 +328,7 @@ def test_a_missing_column_is_named_with_what_was_found(tmp_path: Path, stem: str
     assert "the first line must be the comma-separated header" in message
 
 
-@pytest.mark.parametrize("stem", ["ratings", "movies", "links"])
+@pytest.mark.parametrize("stem", ["ratings", "movies", "links", "tags"])
 @pytest.mark.parametrize("content", [b"", b"\n\r\n\n", b"\xef\xbb\xbf"], ids=["no bytes", "blank lines", "only BOM"])
 def test_an_empty_file_is_refused(tmp_path: Path, stem: str, content: bytes) -> None:
     message = refusal(write(tmp_path, **{stem: content}))
@@ -239,7 +340,7 @@ def test_a_file_with_only_a_header_is_refused(tmp_path: Path, stem: str, text: s
     assert f"{stem}.csv holds a header but no {stem}; expected at least one" in refusal(write(tmp_path, **{stem: text}))
 
 
-@pytest.mark.parametrize("stem", ["ratings", "movies", "links"])
+@pytest.mark.parametrize("stem", ["ratings", "movies", "links", "tags"])
 @pytest.mark.parametrize(
     ("encoding", "named", "where"),
     [("latin-1", "LATIN1", "line 3"), ("utf-16", "UTF-16", "line 1"), ("utf-16-le", "UTF-16", "line 1")],
@@ -269,7 +370,7 @@ def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
     assert "movies.csv does not exist; name a folder" in refusal(write(tmp_path, movies=None))
 
 
-@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv", "links.csv"])
+@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv", "links.csv", "tags.csv"])
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path)
     (tmp_path / name).unlink()

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from app.datasets.movielens import RawData
+from app.datasets.movielens import RawData, empty_tags
 from app.datasets.synthetic import GENRES, synthesize
 from app.errors import ConfigError
 
@@ -48,6 +48,21 @@ def test_the_same_arguments_give_the_same_data_and_another_seed_other_data() -> 
     assert re.fullmatch("[0-9a-f]{64}", first.fingerprint)
 
 
+@pytest.mark.parametrize(
+    ("n_ratings", "random_state", "fingerprint"),
+    [
+        (1_001, 1, "57705837541a8f6fcbaacebec0d9003f23e4a324ea1fbda9b8abbcde3c5d335c"),
+        (20_000, 42, "16e26849c0f3c25e0984b728e64d9f38ddd2f2e1b108966c7b4a22787ada2bb4"),
+        (150_000, 3, "c2aadde9fdfb05d42352f127afc9d420d1218fe8a536e46a121776ab11b0d7ac"),
+    ],
+)
+def test_data_without_transitions_is_what_it_was_before_there_were_any(
+    n_ratings: int, random_state: int, fingerprint: str
+) -> None:
+    assert synthesize(n_ratings, random_state, transitions=0.0).fingerprint == fingerprint
+    assert synthesize(n_ratings, random_state).fingerprint == fingerprint
+
+
 def test_sizes_and_ratings_resemble_movielens(data: RawData) -> None:
     ratings = data.ratings
     assert (ratings["user_id"].nunique(), len(data.movies)) == (606, 9_486)
@@ -68,9 +83,12 @@ def test_movies_have_plausible_titles_and_genres(data: RawData) -> None:
     assert set(genres.explode()) == set(GENRES)
     assert len(data.links) == 0
     assert list(data.links.columns) == ["movie_id", "imdb_id", "tmdb_id"]
+    pd.testing.assert_frame_equal(data.tags, empty_tags())
 
 
-def test_nobody_rates_a_movie_before_its_release(data: RawData) -> None:
+@pytest.mark.parametrize("transitions", [0.0, 0.5, 0.9])
+def test_nobody_rates_a_movie_before_its_release(transitions: float) -> None:
+    data = synthesize(transitions=transitions)
     released = data.movies.set_index("movie_id")["title"].str[-5:-1].astype("int64")
     rated = pd.to_datetime(data.ratings["timestamp"], unit="s").dt.year
     assert (released[data.ratings["movie_id"]].to_numpy() <= rated.to_numpy() + 1).all()  # years are 365.2425 days

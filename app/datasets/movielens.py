@@ -7,7 +7,7 @@ Which folder to read is decided by ``locate``; what a positive is, and how ids b
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -35,8 +35,21 @@ _TIMESTAMP = Column(
 _RATINGS = (_USER, _MOVIE, _RATING, _TIMESTAMP)
 _MOVIES = (_MOVIE, Column("title", "title"), Column("genres", "genres"))
 _LINKS = (_MOVIE, Column("imdbId", "imdb_id"), Column("tmdbId", "tmdb_id"))
+_TAGS = (_USER, _MOVIE, Column("tag", "tag"), _TIMESTAMP)
 
 _NO_GENRES = "(no genres listed)"
+
+
+def empty_links() -> pd.DataFrame:
+    """Return links of no movie, with the columns and dtypes of ``RawData.links``."""
+    frame = pd.DataFrame({"movie_id": [], "imdb_id": [], "tmdb_id": []})
+    return frame.astype({"movie_id": "int64", "imdb_id": "str", "tmdb_id": "str"})
+
+
+def empty_tags() -> pd.DataFrame:
+    """Return no tags, with the columns and dtypes of ``RawData.tags``."""
+    frame = pd.DataFrame({"user_id": [], "movie_id": [], "tag": [], "timestamp": []})
+    return frame.astype({"user_id": "int64", "movie_id": "int64", "tag": "str", "timestamp": "int64"})
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,9 @@ class RawData:
         SHA-256 of ratings.csv in hexadecimal; of the arrays when the data is synthetic.
     warnings : tuple of str
         What was mended on the way, each a sentence for people.
+    tags : DataFrame
+        user_id int64, movie_id int64, tag str (as written, never blank), timestamp int64; in file order, no rows
+        without tags.csv. Nobody gives a movie a tag twice: of those that `fold_tag` makes equal the earliest is kept.
     """
 
     ratings: pd.DataFrame
@@ -62,10 +78,11 @@ class RawData:
     links: pd.DataFrame
     fingerprint: str
     warnings: tuple[str, ...]
+    tags: pd.DataFrame = field(default_factory=empty_tags)
 
 
 def read_movielens(folder: Path) -> RawData:
-    """Read ratings.csv, movies.csv and, where there is one, links.csv.
+    """Read ratings.csv, movies.csv and, where they are there, links.csv and tags.csv.
 
     Parameters
     ----------
@@ -84,8 +101,14 @@ def read_movielens(folder: Path) -> RawData:
     ratings = _read_filled(folder / "ratings.csv", _RATINGS, "ratings")
     movies, movie_warnings = _read_movies(folder / "movies.csv")
     links, link_warnings = _read_links(folder / "links.csv")
+    tags, tag_warnings = _read_tags(folder / "tags.csv")
     fingerprint = sha256_of(folder / "ratings.csv")
-    return RawData(ratings, movies, links, fingerprint, movie_warnings + link_warnings)
+    return RawData(ratings, movies, links, fingerprint, movie_warnings + link_warnings + tag_warnings, tags)
+
+
+def fold_tag(tag: str) -> str:
+    """Return what a tag is compared by: "  Sci  FI" and "sci fi" are one tag."""
+    return " ".join(tag.split()).casefold()
 
 
 def sha256_of(path: Path) -> str:
@@ -95,12 +118,6 @@ def sha256_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
-
-
-def empty_links() -> pd.DataFrame:
-    """Return links of no movie, with the columns and dtypes of ``RawData.links``."""
-    frame = pd.DataFrame({"movie_id": [], "imdb_id": [], "tmdb_id": []})
-    return frame.astype({"movie_id": "int64", "imdb_id": "str", "tmdb_id": "str"})
 
 
 def _require_folder(folder: Path) -> None:
@@ -136,6 +153,24 @@ def _read_links(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     if not path.exists():
         return empty_links(), ()
     return _keep_last(read_table(path, _LINKS), path)
+
+
+def _read_tags(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Read what users wrote about movies, each tag once; the file is optional."""
+    if not path.exists():
+        return empty_tags(), ()
+    tags = read_table(path, _TAGS)
+    tags["folded"] = tags["tag"].map(fold_tag)
+    blank = tags["folded"] == ""
+    warnings: tuple[str, ...] = ()
+    if blank.any():  # the fast parser pads a short line with blanks: look whether that is what happened
+        check_lines(path, _TAGS)
+        first = tags[blank].iloc[0]
+        whose = f"the first is user {first['user_id']}'s for movie {first['movie_id']}"
+        warnings = (f"{path}: tags without a text: {blank.sum():,} ({whose}); they were dropped",)
+    by_time = tags[~blank].sort_values("timestamp", kind="stable")
+    kept = by_time.drop_duplicates(["user_id", "movie_id", "folded"]).sort_index().reset_index(drop=True)
+    return kept.drop(columns="folded"), warnings
 
 
 def _keep_last(frame: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:

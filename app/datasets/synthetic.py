@@ -5,6 +5,14 @@ which neighbouring movies resemble each other, ratings that follow taste. Every 
 figures measured on it say nothing about real people. The model behind it, for user u in a session with taste group g:
 
     P(movie i | g) ∝ popularity_i · exp(1.8 affinity_gi),    rating = μ + user_u + quality_i + affinity_gi / 4 + noise
+
+What was rated just before tells nothing beyond taste, unless ``transitions`` = t > 0 plants it: then within a session
+
+    P(movie i | g, movie j just before) = t · [i ∈ successors_j] / 3 + (1 − t) · P(movie i | g)
+
+where a successor that cannot be rated gives way to another one, and at last to the draw from taste and popularity. A
+planted movie suits as well as the one that was drawn in its place (it takes over that movie's affinity), so that it is
+liked as often as others are. ``synthetic_transitions`` says what successors are.
 """
 
 from __future__ import annotations
@@ -19,6 +27,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from app.datasets.movielens import RawData, empty_links
+from app.datasets.synthetic_titles import make_titles
+from app.datasets.synthetic_transitions import Planter, draw_successors
 from app.errors import ConfigError
 
 MIN_RATINGS, MAX_RATINGS = 1_000, 200_000_000
@@ -49,11 +59,12 @@ class _Catalogue:
     movies: pd.DataFrame
     year: Array  # (n_movies,)
     quality: Array  # (n_movies,)
+    popularity: Array  # (n_movies,), share of the draws over all groups
     affinity: Array  # (n_groups, n_movies), mean 0
     cdf: Array  # (n_groups * n_movies,), group g rises from g to g + 1: one search serves all groups
 
 
-def synthesize(n_ratings: int = 100_000, random_state: int = 42) -> RawData:
+def synthesize(n_ratings: int = 100_000, random_state: int = 42, transitions: float = 0.0) -> RawData:
     """Invent a data set of exactly `n_ratings` ratings.
 
     There are max(n_ratings / 165, 1.3·√n_ratings) users with at least 20 ratings each, and min(n_ratings / 10,
@@ -66,11 +77,16 @@ def synthesize(n_ratings: int = 100_000, random_state: int = 42) -> RawData:
         At least 1,000.
     random_state : int
         Not negative. The same arguments give identical data with the same version of numpy.
+    transitions : float
+        Probability, from 0 to below 1, that a rating other than its session's first is of a successor of the movie
+        before it; about every seventh of these finds no successor that the user can still rate. Users, movies and
+        moments are the same whatever it is, and so is every rated movie that is not planted. With it memory grows by a
+        byte for each user of a block and each movie: 100 MB at a million ratings.
 
     Returns
     -------
     RawData
-        Without links, since an invented movie has no page to link to.
+        Without links and tags, since an invented movie has no page to link to and nobody describes it.
 
     Raises
     ------
@@ -81,13 +97,22 @@ def synthesize(n_ratings: int = 100_000, random_state: int = 42) -> RawData:
         raise ConfigError(f"n_ratings is {n_ratings}; expected {MIN_RATINGS:,} to {MAX_RATINGS:,} synthetic ratings")
     if random_state < 0:
         raise ConfigError(f"random_state is {random_state}, expected a whole number from 0; choose another seed")
+    if not 0 <= transitions < 1:
+        raise ConfigError(f"transitions is {transitions}; expected a probability from 0 to below 1")
     rng = np.random.default_rng(random_state)
     catalogue = _make_catalogue(rng, n_movies=int(max(200, min(n_ratings / 10, 30 * n_ratings**0.5))))
     n_users = max(int(1.3 * n_ratings**0.5), n_ratings // _MEAN_PER_USER)
     activity = _draw_activity(rng, n_users, n_ratings, most=len(catalogue.movies) // 3)
-    blocks = [_rate(rng, catalogue, first, counts) for first, counts in _blocks(activity)]
+    planter = _make_planter(rng, catalogue, transitions) if transitions else None
+    blocks = [_rate(rng, catalogue, planter, first, counts) for first, counts in _blocks(activity)]
     ratings = pd.DataFrame({name: np.concatenate([block.pop(name) for block in blocks]) for name in list(blocks[0])})
     return RawData(ratings, catalogue.movies, empty_links(), _fingerprint(ratings), ())
+
+
+def _make_planter(rng: np.random.Generator, catalogue: _Catalogue, transitions: float) -> Planter:
+    """Draw the successors from a stream of their own: a spawned generator takes nothing from `rng`."""
+    (own,) = rng.spawn(1)
+    return Planter(own, transitions, draw_successors(own, catalogue.popularity), catalogue.year)
 
 
 def _blocks(activity: Array) -> Iterator[tuple[int, Array]]:
@@ -116,9 +141,9 @@ def _make_catalogue(rng: np.random.Generator, n_movies: int) -> _Catalogue:
     movie_id = np.sort(rng.choice(20 * n_movies, n_movies, replace=False)) + 1
     movie_id[:3] = 1, 2, 3
     movies = pd.DataFrame(
-        {"movie_id": movie_id, "title": _make_titles(rng, year), "genres": _join_genres(has_genre)},
+        {"movie_id": movie_id, "title": make_titles(rng, year), "genres": _join_genres(has_genre)},
     ).astype({"title": "str", "genres": "str"})
-    return _Catalogue(movies, year, quality, affinity, cdf.ravel())
+    return _Catalogue(movies, year, quality, share.mean(axis=0), affinity, cdf.ravel())
 
 
 def _draw_genres(rng: np.random.Generator, n_movies: int) -> Array:
@@ -156,16 +181,20 @@ def _draw_activity(rng: np.random.Generator, n_users: int, n_ratings: int, most:
     return activity
 
 
-def _rate(rng: np.random.Generator, catalogue: _Catalogue, first_user: int, counts: Array) -> dict[str, Array]:
+def _rate(
+    rng: np.random.Generator, catalogue: _Catalogue, planter: Planter | None, first_user: int, counts: Array
+) -> dict[str, Array]:
     """Invent the ratings of a run of users, one array per column."""
     user = np.repeat(np.arange(len(counts)), counts)
     session, timestamp = _draw_sessions(rng, user, counts)
     group = _draw_groups(rng, user, session)[session]
-    item = _draw_items(rng, catalogue, user, group, timestamp)
+    year = (1970 + timestamp / (_DAY * _DAYS_PER_YEAR)).astype(np.int64)
+    drawn = _draw_items(rng, catalogue, user, group, year)
+    item = planter.plant(user, session, year, drawn) if planter else drawn
     return {
         "user_id": user + first_user + 1,
         "movie_id": catalogue.movies["movie_id"].to_numpy()[item],
-        "rating": _draw_ratings(rng, catalogue, user, item, group),
+        "rating": _draw_ratings(rng, user, catalogue.quality[item], catalogue.affinity[group, drawn]),
         "timestamp": timestamp,
     }
 
@@ -210,10 +239,9 @@ def _draw_groups(rng: np.random.Generator, user: Array, session: Array) -> Array
     return group
 
 
-def _draw_items(rng: np.random.Generator, catalogue: _Catalogue, user: Array, group: Array, timestamp: Array) -> Array:
+def _draw_items(rng: np.random.Generator, catalogue: _Catalogue, user: Array, group: Array, year: Array) -> Array:
     """Draw a movie per rating; draw again what the user has rated already, or what was not released yet."""
     n_movies = len(catalogue.year)
-    year = (1970 + timestamp / (_DAY * _DAYS_PER_YEAR)).astype(np.int64)
     item = np.empty(len(user), dtype=np.int64)
     redraw = np.arange(len(user))
     for attempt in range(1_000):
@@ -237,11 +265,11 @@ def _draw_once(rng: np.random.Generator, catalogue: _Catalogue, group: Array, *,
     return item
 
 
-def _draw_ratings(rng: np.random.Generator, catalogue: _Catalogue, user: Array, item: Array, group: Array) -> Array:
+def _draw_ratings(rng: np.random.Generator, user: Array, quality: Array, affinity: Array) -> Array:
     """Rate each movie by its quality and how well it suits, on the half-star scale."""
     n_users = int(user[-1]) + 1
-    liking = rng.normal(0, 0.35, n_users)[user] + catalogue.quality[item]
-    liking += catalogue.affinity[group, item] / 4 + rng.normal(0, 0.8, len(user))
+    liking = rng.normal(0, 0.35, n_users)[user] + quality
+    liking += affinity / 4 + rng.normal(0, 0.8, len(user))
     liking += _MEAN_RATING - liking.mean()
     step = np.where(rng.random(n_users) < 0.5, 1.0, 0.5)[user]  # many people give whole stars only
     stars: Array = np.clip(np.round(liking / step) * step, 0.5, 5)
@@ -259,36 +287,3 @@ def _fingerprint(ratings: pd.DataFrame) -> str:
 def _join_genres(has_genre: Array) -> list[str]:
     """Write genres as MovieLens does: "Comedy|Drama"."""
     return ["|".join(GENRES[place] for place in np.flatnonzero(row)) for row in has_genre]
-
-
-_FIRST_WORDS = (
-    "Silent Broken Golden Crimson Hidden Distant Frozen Burning Hollow Velvet Endless Forgotten Midnight Emerald "
-    "Restless Savage Gentle Electric Wicked Lonely Painted Paper Iron Glass Marble Wandering Secret Shattered "
-    "Sleeping Stolen Borrowed Perfect Reckless Scarlet Amber Copper Winter Summer Bitter Tender Violent Quiet "
-    "Brave Crooked Faded Final Foreign Haunted Hungry Invisible Jagged Last Little Lost Northern Open Pale Rising "
-    "Second Strange Sunken Third Twisted Wild"
-)
-_SECOND_WORDS = (
-    "Harbour River Mountain Garden Letter Mirror Shadow Station Orchard Road Lantern Kingdom Promise Stranger "
-    "Bridge Empire Voyage Island Forest Signal Detective Circus Dancer Soldier Painter Sister Brother Daughter "
-    "Hunter Captain Witness Gambler Prophet Machine Planet Comet Desert Highway Motel Theatre Violin Piano "
-    "Carnival Cathedral Castle Lighthouse Railway Market Village City Bakery Autumn Storm Thunder Echo Dream "
-    "Memory Fortune Treasure Conspiracy Wedding Funeral Holiday Affair"
-)
-_PATTERNS = ("The {0} {1}", "{0} {1}", "My {0} {1}", "The {1} of {0} Street")
-
-
-def _make_titles(rng: np.random.Generator, year: Array) -> list[str]:
-    """Invent unique titles; when the words are used up, sequels are numbered."""
-    first_words, second_words = _FIRST_WORDS.split(), _SECOND_WORDS.split()
-    n_pairs = len(first_words) * len(second_words)
-    n_plain = n_pairs * len(_PATTERNS)
-    order = np.concatenate([part * n_plain + rng.permutation(n_plain) for part in range(len(year) // n_plain + 1)])
-    titles = []
-    for number, released in zip(order[: len(year)].tolist(), year.tolist(), strict=True):
-        part, plain = divmod(number, n_plain)
-        pattern, pair = divmod(plain, n_pairs)
-        first, second = divmod(pair, len(second_words))
-        name = _PATTERNS[pattern].format(first_words[first], second_words[second])
-        titles.append(f"{name} {part + 1} ({released})" if part else f"{name} ({released})")
-    return titles

@@ -1,9 +1,8 @@
 """Alternating least squares: learn from positives, and fold a history into a user's factor.
 
 ``core.Positives ─▶ learn ─▶ Factors ─▶ artifacts``. ``learn`` fits all factors (``fit_als``) and then solves each
-user's once more, so that recent positives count most (``solve_user_factors``); ``solve_user_factor`` also serves unseen
-users online. The fit itself is ``implicit``'s; what one must know about it is handled here and nowhere else. It is
-imported when a fit begins, so the service does not load it.
+user's once more, so that recent positives count most (``app.fold_in``). The fit itself is ``implicit``'s; what one must
+know about it is handled here and nowhere else. It is imported when a fit begins, so the service does not load it.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from typing import Any, Literal
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from app.core import Positives
 from app.errors import ConfigError
+from app.fold_in import solve_user_factors
 from app.threads import cancelling_pool, count_cores, one_blas_thread, raise_if_cancelled
 
 _MIN_REGULARIZATION = 1e-6  # far less is lost in float64 beside YᵀCY
-_USERS_PER_BLOCK = 256  # that one thread solves at a time
 
 Device = Literal["cpu", "gpu", "auto"]
 DEVICES: tuple[Device, ...] = ("cpu", "gpu", "auto")
@@ -233,89 +231,6 @@ def side_by_side(n_fits: int, config: AlsConfig) -> Iterator[tuple[ThreadPoolExe
     # The limit once around all of them: each would lift the others' when it ends.
     with one_blas_thread(), cancelling_pool(n_workers) as pool:
         yield pool, replace(config, num_threads=n_threads // n_workers)
-
-
-def gramian(item_factors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return YᵀY of shape (factors, factors), which every fold-in over the same items shares."""
-    exact = item_factors.astype(np.float64)
-    return exact.T @ exact
-
-
-def solve_user_factor(
-    item_factors: NDArray[np.float32],
-    gramian: NDArray[np.float64],
-    item_indices: NDArray[np.integer[Any]],
-    confidence: NDArray[np.floating[Any]],
-    regularization: float,
-) -> NDArray[np.float32]:
-    """Solve one user's factor with the item factors held fixed (fold-in).
-
-    Solves (YᵀY + Yᵀ(C−I)Y + λI) x = YᵀC p, where unobserved items have c = 1 and p = 0: all items count, not only those
-    that the user liked.
-
-    Parameters
-    ----------
-    item_factors : ndarray of shape (n_items, factors), float32
-        Y.
-    gramian : ndarray of shape (factors, factors), float64
-        YᵀY, without λI.
-    item_indices : ndarray of shape (n_liked,), int
-        Rows of Y that the user liked, each once.
-    confidence : ndarray of shape (n_liked,), float
-        c of each liked item, at least 0.
-    regularization : float
-        λ, greater than 0.
-
-    Returns
-    -------
-    ndarray of shape (factors,), float32
-        x; zeros if nothing is liked.
-
-    References
-    ----------
-    Hu, Koren, Volinsky (ICDM 2008), eq. 4.
-    """
-    liked = item_factors[item_indices].astype(np.float64)  # (n_liked, factors)
-    c = np.asarray(confidence, dtype=np.float64)
-    normal = gramian + (liked.T * (c - 1.0)) @ liked  # YᵀCY = YᵀY + Yᵀ(C−I)Y
-    normal[np.diag_indices_from(normal)] += regularization
-    return np.linalg.solve(normal, liked.T @ c).astype(np.float32)
-
-
-def solve_user_factors(
-    item_factors: NDArray[np.float32], confidence: sp.csr_matrix, regularization: float, num_threads: int = 0
-) -> NDArray[np.float32]:
-    """Solve the factor of every user, each by ``solve_user_factor``, in parallel.
-
-    Parameters
-    ----------
-    item_factors : ndarray of shape (n_items, factors), float32
-    confidence : csr_matrix of shape (n_users, n_items), float32
-        c of each positive.
-    regularization : float
-        λ, greater than 0.
-    num_threads : int
-        0 for all cores; it never changes a bit of the result.
-
-    Returns
-    -------
-    ndarray of shape (n_users, factors), float32
-        Zeros for users without positives.
-    """
-    solved = np.zeros((confidence.shape[0], item_factors.shape[1]), dtype=np.float32)
-
-    def solve(users: NDArray[np.int64]) -> None:
-        for user in users:
-            row = slice(confidence.indptr[user], confidence.indptr[user + 1])
-            solved[user] = solve_user_factor(
-                item_factors, shared, confidence.indices[row], confidence.data[row], regularization
-            )
-
-    with threadpool_limits(1, "blas"), cancelling_pool(num_threads or count_cores()) as pool:
-        shared = gramian(item_factors)
-        with_positives = np.flatnonzero(np.diff(confidence.indptr))
-        list(pool.map(solve, np.array_split(with_positives, len(with_positives) // _USERS_PER_BLOCK + 1)))
-    return solved
 
 
 def _is_number(value: object) -> bool:

@@ -21,8 +21,9 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from app.als import AlsConfig, Factors
-from app.core import UNKNOWN, IdMap
+from app.core import IdMap
 from app.errors import ArtifactError, ConfigError
+from app.history import UserRows
 from app.npz import map_npz, write_npz
 
 if TYPE_CHECKING:
@@ -43,20 +44,6 @@ REQUIRED_FILES = (
     "config.json",
 )
 LIBRARIES = ("implicit", "numpy", "pandas", "scipy")
-
-
-@dataclass(frozen=True)
-class UserRows:
-    """Ragged rows, one per user: row u is ``slice(indptr[u], indptr[u + 1])`` of the other arrays.
-
-    ``indptr`` int64 of shape (n_users + 1,), ``item_index`` int32, ``rating`` float32 and ``timestamp`` int64, all of
-    the same length, each row oldest first.
-    """
-
-    indptr: NDArray[np.int64]
-    item_index: NDArray[np.int32]
-    rating: NDArray[np.float32]
-    timestamp: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -112,21 +99,6 @@ class LoadedModel:
     history: UserRows
     movies: tuple[Movie, ...]
     popularity: NDArray[np.float32]
-
-
-def build_history(ratings: pd.DataFrame, users: IdMap, items: IdMap) -> UserRows:
-    """Collect what each user rated, oldest first (stable: ties keep file order), movies outside ``items`` aside."""
-    user_index, item_index = users.index(ratings["user_id"]), items.index(ratings["movie_id"])
-    timestamp = ratings["timestamp"].to_numpy()
-    order = np.lexsort((timestamp, user_index))
-    order = order[(item_index[order] != UNKNOWN) & (user_index[order] != UNKNOWN)]
-    indptr = np.searchsorted(user_index[order], np.arange(len(users) + 1))
-    return UserRows(
-        indptr=indptr.astype(np.int64),
-        item_index=item_index[order].astype(np.int32),
-        rating=ratings["rating"].to_numpy(dtype=np.float32)[order],
-        timestamp=timestamp[order],
-    )
 
 
 def write_version(folder: Path, model: TrainedModel, trained_at: str) -> str:

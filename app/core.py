@@ -326,8 +326,8 @@ def build_positives(liked: pd.DataFrame, users: IdMap, items: IdMap, min_rating:
     rows, columns = users.index(liked["user_id"]), items.index(liked["movie_id"])
     known = (rows != UNKNOWN) & (columns != UNKNOWN)
     rows, columns = rows[known], columns[known]
-    n_later = _count_later(rows, liked["timestamp"].to_numpy()[known])
-    strength = _strength(liked["rating"].to_numpy(dtype=np.float64)[known], min_rating)
+    n_later = count_later(rows, liked["timestamp"].to_numpy()[known])
+    strength = strength_of(liked["rating"].to_numpy(dtype=np.float64)[known], min_rating)
     order = np.lexsort((columns, rows))  # CSR with sorted indices
     indptr = np.searchsorted(rows[order], np.arange(len(users) + 1)).astype(np.int32)
     ones = np.ones(len(order), dtype=np.float32)
@@ -335,13 +335,13 @@ def build_positives(liked: pd.DataFrame, users: IdMap, items: IdMap, min_rating:
     return Positives(user_items, strength[order].astype(np.float32), n_later[order].astype(np.int32))
 
 
-def _strength(rating: NDArray[np.float64], min_rating: float) -> NDArray[np.float64]:
+def strength_of(rating: NDArray[np.float64], min_rating: float) -> NDArray[np.float64]:
     if min_rating == MAX_RATING:
         return np.zeros_like(rating)
     return 2 * (rating - min_rating) / (MAX_RATING - min_rating) - 1
 
 
-def _count_later(rows: NDArray[np.int64], timestamp: NDArray[np.int64]) -> NDArray[np.int64]:
+def count_later(rows: NDArray[np.int64], timestamp: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count for each entry the entries of its row that have a strictly later timestamp."""
     order = np.lexsort((timestamp, rows))
     by_row, by_time = rows[order], timestamp[order]

@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from app.als import gramian, solve_user_factor
 from app.artifacts import LoadedModel
 from app.core import UNKNOWN
 from app.errors import UnknownUserError
+from app.fold_in import gramian, solve_user_factor
 from app.ranking import EXCLUDED, PADDING, top_k
 
 ListSource = Literal["als", "fold_in", "popular"]  # what ordered a list

@@ -19,10 +19,11 @@ import scipy.sparse as sp
 
 from app import core, evaluation, protocols, registry, tuning
 from app.als import Factors, Iteration, confidence, learn, side_by_side
-from app.artifacts import LoadedModel, TrainedModel, build_history
+from app.artifacts import LoadedModel, TrainedModel
 from app.console import Screen
 from app.datasets.locate import SYNTHETIC, find_local, locate
 from app.errors import ArtifactError, ConfigError, NoModelError
+from app.history import build_history
 from app.machine import describe_machine
 from app.model_card import render_model_card
 from app.options import TASKS, Options

@@ -18,8 +18,9 @@ import pandas as pd
 from fastapi import FastAPI
 
 from app.als import AlsConfig, Factors, confidence
-from app.artifacts import MANIFEST, LoadedModel, Movie, TrainedModel, build_history, content_digest
+from app.artifacts import MANIFEST, LoadedModel, Movie, TrainedModel, content_digest
 from app.core import IdMap, build_positives, positives
+from app.history import build_history
 
 BIG_USER, BIG_MOVIE = 2**62 + 1, 2**53 + 1  # ids that a float64 or int32 would change
 

@@ -30,16 +30,14 @@ from app.als import (
     confidence,
     fit_als,
     grade,
-    gramian,
     learn,
     recency,
-    solve_user_factor,
-    solve_user_factors,
     weigh_recent,
 )
 from app.core import IdMap, Positives
 from app.datasets.movielens import read_movielens
 from app.errors import ConfigError
+from app.fold_in import gramian, solve_user_factor, solve_user_factors
 from app.ranking import EXCLUDED, PADDING, top_k
 
 ROOT = Path(__file__).parent.parent
@@ -828,7 +826,7 @@ def test_all_users_are_solved_to_the_same_bits_with_any_threads_in_any_process()
     found = {hashlib.sha256(solve_user_factors(item_factors, c, 0.7, n).tobytes()).hexdigest() for n in (1, 2, 3, 8, 0)}
     code = """
 import hashlib
-from app.als import solve_user_factors
+from app.fold_in import solve_user_factors
 from tests.test_als import random_confidence
 print(hashlib.sha256(solve_user_factors(*random_confidence(1_500), 0.7).tobytes()).hexdigest())
 """
@@ -849,8 +847,8 @@ def test_blas_gets_one_thread_while_users_are_solved_and_its_own_back_afterwards
         seen.extend(n_blas_threads())
         return solve_user_factor(*arguments)
 
-    monkeypatch.setattr("app.als.gramian", lambda factors: (seen.extend(n_blas_threads()), gramian(factors))[1])
-    monkeypatch.setattr("app.als.solve_user_factor", solve_and_look)
+    monkeypatch.setattr("app.fold_in.gramian", lambda factors: (seen.extend(n_blas_threads()), gramian(factors))[1])
+    monkeypatch.setattr("app.fold_in.solve_user_factor", solve_and_look)
     with threadpool_limits(2, "blas"):
         solve_user_factors(*random_confidence(12), 0.7, num_threads=2)
         assert set(n_blas_threads()) == {2}

@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 
 from app import core
-from app.als import AlsConfig, Factors, gramian, solve_user_factor
+from app.als import AlsConfig, Factors
 from app.core import IdMap
 from app.datasets.movielens import read_movielens
 from app.evaluation import N_FOLDS, cold_start, measure_cold_start
 from app.evaluation.cold_start import N_LIKED
 from app.evaluation.lists import rank
+from app.fold_in import gramian, solve_user_factor
 from app.ranking import PADDING
 from app.recommender import Recommender
 from tests.models import in_memory, make_model

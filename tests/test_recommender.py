@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.als import gramian, solve_user_factor
 from app.errors import UnknownUserError
+from app.fold_in import gramian, solve_user_factor
 from app.recommender import Ranking, Recommender
 from tests.models import BIG_MOVIE, BIG_USER, RATINGS, in_memory, make_model
 

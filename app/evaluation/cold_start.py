@@ -14,13 +14,14 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from app.als import AlsConfig, Factors, fit_als, grade, side_by_side, solve_user_factors
+from app.als import AlsConfig, Factors, fit_als, grade, side_by_side
 from app.core import MIN_RATING, UNKNOWN, IdMap, build_positives, build_user_items
 from app.evaluation.lists import find_hits, rank
 from app.evaluation.metrics import CUTOFFS, ranking_metrics
 from app.evaluation.results import MODEL, Values, summarise
 from app.evaluation.scorers import Scorer
 from app.evaluation.strata import HOUR
+from app.fold_in import solve_user_factors
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -121,6 +121,15 @@ def main(
         Path | None,
         _option(EVALUATION, "File of the search, which goes on where it ended.", default="artifacts/tuning.sqlite3"),
     ] = None,
+    ranker: Annotated[
+        bool,
+        _option(
+            MODEL,
+            "Train a second stage, too, which orders the best candidates by content and what was rated just before.",
+            "--ranker",
+            default="off",
+        ),
+    ] = False,
     report: Annotated[bool, _option(OUTPUT, "Draw report/index.html into the version.", "--report/--no-report")] = True,
     refit: Annotated[
         bool, _option(EVALUATION, "Serve a fit on all data, or the rated test fit.", "--refit/--no-refit")
@@ -148,7 +157,7 @@ def main(
     Exit status: 0 published; 1 could not publish; 2 bad input or options, nothing published; 3 published but not
     activated.
     """
-    screen = Screen(quiet=quiet or as_json, n_steps=N_STEPS if tune is None else 2)
+    screen = Screen(quiet=quiet or as_json, n_steps=2 if tune is not None else N_STEPS + ranker)
     try:
         settings = Settings()
         config = _from_preset(
@@ -178,6 +187,7 @@ def main(
             tune=tune,
             study=study,
             refit=refit,
+            ranker=ranker,
             artifacts_dir=artifacts_dir or settings.artifacts_dir,
             movielens_dir=settings.movielens_dir,
             movielens_url=settings.movielens_url,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version as library_version
@@ -24,7 +23,9 @@ from app.als import AlsConfig, Factors
 from app.core import IdMap
 from app.errors import ArtifactError, ConfigError
 from app.history import UserRows
-from app.npz import map_npz, write_npz
+from app.npz import write_npz
+from app.stored_ranker import RANKER, RANKER_FILES, StoredRanker, check_ranker, map_ranker, write_ranker
+from app.verification import check_rows, damaged, map_arrays, read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +67,7 @@ class TrainedModel:
     dataset: str
     fingerprint: str
     documents: Mapping[str, str] = field(default_factory=dict)
+    ranker: StoredRanker | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class LoadedModel:
     """One verified version in memory; the arrays are read-only maps of its files.
 
     ``positives_indptr`` and ``positives_items`` are the CSR structure of X_users_items.npz; ``popularity`` of shape
-    (n_items,) counts positives; ``movies[i]`` belongs to item index i.
+    (n_items,) counts positives; ``movies[i]`` belongs to item index i. ``metrics`` are those of metrics.json.
     """
 
     version: str
@@ -99,6 +101,13 @@ class LoadedModel:
     history: UserRows
     movies: tuple[Movie, ...]
     popularity: NDArray[np.float32]
+    min_rating: float
+    metrics: dict[str, Any]
+    ranker: StoredRanker | None = None
+
+    def positives_of(self, user_index: int) -> NDArray[np.integer[Any]]:
+        """Return the item indices that a user's factor was learned from."""
+        return self.positives_items[self.positives_indptr[user_index] : self.positives_indptr[user_index + 1]]
 
 
 def write_version(folder: Path, model: TrainedModel, trained_at: str) -> str:
@@ -114,9 +123,11 @@ def write_version(folder: Path, model: TrainedModel, trained_at: str) -> str:
     np.save(folder / "items.npy", model.items.ids, allow_pickle=False)
     write_npz(folder / "X_users_items.npz", _csr_members(model.confidence))
     write_npz(folder / "history.npz", vars(model.history))
-    _write_movie_map(folder / "movie_map.csv", model)
-    _write_json(folder / "metrics.json", model.metrics)
-    _write_json(folder / "config.json", model.config)
+    _write_moviemap_arrays(folder / "movie_map.csv", model)
+    write_json(folder / "metrics.json", model.metrics)
+    write_json(folder / "config.json", model.config)
+    if model.ranker:
+        write_ranker(folder / RANKER, model.ranker)
     for name, text in model.documents.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -131,9 +142,9 @@ def write_version(folder: Path, model: TrainedModel, trained_at: str) -> str:
         "n_users": len(model.users),
         "n_items": len(model.items),
         "files": files,
-        "libraries": {name: library_version(name) for name in LIBRARIES},
+        "libraries": {name: library_version(name) for name in (*LIBRARIES, *["lightgbm"][: model.ranker is not None])},
     }
-    _write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
     return content_digest(files)
 
 
@@ -154,14 +165,10 @@ def _csr_members(matrix: sp.csr_matrix) -> dict[str, NDArray[Any]]:
     }
 
 
-def _write_movie_map(path: Path, model: TrainedModel) -> None:
+def _write_moviemap_arrays(path: Path, model: TrainedModel) -> None:
     popularity = np.bincount(model.confidence.indices, minlength=len(model.items))
     table = model.movies.assign(popularity=popularity)[list(MOVIE_COLUMNS)]
     table.to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -177,7 +184,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     ArtifactError
         If it is missing, no JSON, of another format version, or lacks what a manifest states.
     """
-    manifest = _read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     found = manifest.get("format_version")
     if found != FORMAT_VERSION:
         raise ArtifactError(
@@ -186,10 +193,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     for name in ("trained_at", "dataset"):
         if not isinstance(manifest.get(name), str):
-            raise _damaged(folder / MANIFEST, f"{name} is {manifest.get(name)!r}", "text")
+            raise damaged(folder / MANIFEST, f"{name} is {manifest.get(name)!r}", "text")
     if not _is_list_of_files(manifest.get("files")):
         expected = f"file names, each with sha256 and size, among them {', '.join(REQUIRED_FILES)}"
-        raise _damaged(folder / MANIFEST, "files is not the list of a version's files", expected)
+        raise damaged(folder / MANIFEST, "files is not the list of a version's files", expected)
     return manifest
 
 
@@ -226,15 +233,15 @@ def verify_version(folder: Path) -> dict[str, Any]:
         expected = f"{stated['size']} bytes, SHA-256 {stated['sha256']}"
         try:
             if not path.is_file():
-                raise _damaged(path, "is missing", expected)
+                raise damaged(path, "is missing", expected)
             found = _describe(path)
         except OSError as error:
-            raise _damaged(path, str(error), expected) from error
+            raise damaged(path, str(error), expected) from error
         if found != stated:
-            raise _damaged(path, f"has {found['size']} bytes, SHA-256 {found['sha256']}", expected)
+            raise damaged(path, f"has {found['size']} bytes, SHA-256 {found['sha256']}", expected)
     digest = content_digest(manifest["files"])
     if not folder.name.endswith(f"-{digest}"):
-        raise _damaged(folder / MANIFEST, f"describes the content {digest}", f"that of version {folder.name}")
+        raise damaged(folder / MANIFEST, f"describes the content {digest}", f"that of version {folder.name}")
     return manifest
 
 
@@ -253,13 +260,14 @@ def load_version(folder: Path) -> LoadedModel:
 
 
 def _map_version(folder: Path, manifest: dict[str, Any]) -> LoadedModel:
-    als, positives, history = (_map(folder / name) for name in ("als.npz", "X_users_items.npz", "history.npz"))
-    movies, popularity = _read_movie_map(folder / "movie_map.csv")
+    als, positives, history = (map_arrays(folder / name) for name in ("als.npz", "X_users_items.npz", "history.npz"))
+    movies, popularity = _read_moviemap_arrays(folder / "movie_map.csv")
+    config = read_json(folder / "config.json")
     try:
         return LoadedModel(
             version=folder.name,
             manifest=manifest,
-            als_config=AlsConfig.of(_read_json(folder / "config.json")["als"]),
+            als_config=AlsConfig.of(config["als"]),
             users=_read_ids(folder / "users.npy"),
             items=_read_ids(folder / "items.npy"),
             factors=Factors(als["user_factors"], als["item_factors"]),
@@ -268,9 +276,12 @@ def _map_version(folder: Path, manifest: dict[str, Any]) -> LoadedModel:
             history=UserRows(**{name: history[name] for name in UserRows.__dataclass_fields__}),
             movies=movies,
             popularity=popularity,
+            min_rating=float(config["min_rating"]),
+            metrics=read_json(folder / "metrics.json"),
+            ranker=map_ranker(folder / RANKER) if set(RANKER_FILES) & manifest["files"].keys() else None,
         )
-    except (KeyError, TypeError, ConfigError) as error:
-        raise _damaged(folder, repr(error), "all arrays and settings of a model") from error
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise damaged(folder, repr(error), "all arrays and settings of a model") from error
 
 
 def _check_consistency(folder: Path, model: LoadedModel) -> None:
@@ -282,35 +293,18 @@ def _check_consistency(folder: Path, model: LoadedModel) -> None:
         ("item_factors", model.factors.item_factors, (n_items, factors)),
     ):
         if array.shape != shape or array.dtype != np.float32:
-            raise _damaged(folder / "als.npz", f"{name} is {array.dtype} {array.shape}", f"float32 {shape}")
+            raise damaged(folder / "als.npz", f"{name} is {array.dtype} {array.shape}", f"float32 {shape}")
         if not np.isfinite(array).all():
-            raise _damaged(folder / "als.npz", f"{name} holds NaN or infinity", "finite numbers")
+            raise damaged(folder / "als.npz", f"{name} holds NaN or infinity", "finite numbers")
     history = model.history
-    _check_rows(folder / "X_users_items.npz", model.positives_indptr, model.positives_items, n_users, n_items)
-    _check_rows(folder / "history.npz", history.indptr, history.item_index, n_users, n_items)
+    check_rows(folder / "X_users_items.npz", model.positives_indptr, model.positives_items, n_users, n_items)
+    check_rows(folder / "history.npz", history.indptr, history.item_index, n_users, n_items)
     if not history.item_index.shape == history.rating.shape == history.timestamp.shape:
-        raise _damaged(folder / "history.npz", "item_index, rating and timestamp differ in shape", "one shape")
+        raise damaged(folder / "history.npz", "item_index, rating and timestamp differ in shape", "one shape")
+    if model.ranker:
+        check_ranker(folder / RANKER, model.ranker, n_users, n_items, factors)
     if [movie.movie_id for movie in model.movies] != model.items.ids.tolist():
-        raise _damaged(folder / "movie_map.csv", "its movie_id column differs from items.npy", "the same ids in order")
-
-
-def _check_rows(path: Path, indptr: NDArray[Any], item_index: NDArray[Any], n_users: int, n_items: int) -> None:
-    """Check that ragged rows are well formed: an index outside would read another user's movies."""
-    for name, array in (("indptr", indptr), ("item indices", item_index)):
-        if array.ndim != 1 or array.dtype.kind != "i":
-            raise _damaged(path, f"{name} are {array.dtype} {array.shape}", "integers in one dimension")
-    if indptr.shape != (n_users + 1,) or indptr[0] != 0 or indptr[-1] != len(item_index) or (np.diff(indptr) < 0).any():
-        raise _damaged(path, "indptr is not the row structure of its entries", f"{n_users} rows")
-    if len(item_index) and (item_index.min() < 0 or item_index.max() >= n_items):
-        found = f"item indices run from {item_index.min()} to {item_index.max()}"
-        raise _damaged(path, found, f"0 to {n_items - 1}")
-
-
-def _map(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        return map_npz(path)
-    except (ValueError, OSError) as error:
-        raise _damaged(path, str(error), "an npz file of plain arrays") from error
+        raise damaged(folder / "movie_map.csv", "its movie_id column differs from items.npy", "the same ids in order")
 
 
 def _read_ids(path: Path) -> IdMap:
@@ -318,22 +312,10 @@ def _read_ids(path: Path) -> IdMap:
         with path.open("rb") as file:
             return IdMap(npy_format.read_array(file, allow_pickle=False))
     except Exception as error:  # numpy's header parser raises nearly anything
-        raise _damaged(path, str(error), "int64 ids, strictly rising") from error
+        raise damaged(path, str(error), "int64 ids, strictly rising") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise _damaged(path, "is missing", "a JSON object") from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise _damaged(path, str(error), "a JSON object") from error
-    if not isinstance(values, dict):
-        raise _damaged(path, f"holds a {type(values).__name__}", "a JSON object")
-    return values
-
-
-def _read_movie_map(path: Path) -> tuple[tuple[Movie, ...], NDArray[np.float32]]:
+def _read_moviemap_arrays(path: Path) -> tuple[tuple[Movie, ...], NDArray[np.float32]]:
     """Read the titles with the csv module: the service needs no pandas for it."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -353,12 +335,5 @@ def _read_movie_map(path: Path) -> tuple[tuple[Movie, ...], NDArray[np.float32]]
         )
         popularity = np.array([int(row[-1]) for row in rows], dtype=np.float32)
     except (ValueError, OverflowError, OSError, csv.Error) as error:
-        raise _damaged(path, str(error), f"columns {', '.join(MOVIE_COLUMNS)}") from error
+        raise damaged(path, str(error), f"columns {', '.join(MOVIE_COLUMNS)}") from error
     return movies, popularity
-
-
-def _damaged(path: Path, found: str, expected: str) -> ArtifactError:
-    return ArtifactError(
-        f"{path}: {found}; expected {expected}. This version is damaged: train again (python train_als.py) "
-        "or restore its folder from a copy."
-    )

@@ -28,13 +28,16 @@ class Screen:
 
     def __init__(self, *, quiet: bool, n_steps: int = N_STEPS) -> None:
         self._n_steps = n_steps
+        self._number = 0
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # a console that has no check mark must not end a training run
         self._out = Console(quiet=quiet, highlight=False)
         self._err = Console(stderr=True, highlight=False)
 
-    def step(self, number: int, text: str) -> None:
+    def step(self, text: str) -> None:
+        self._number += 1
+        number = self._number
         self._out.print(f"[bold]\\[{number}/{self._n_steps}][/bold] {text}...")
 
     def done(self, text: str) -> None:
@@ -83,7 +86,23 @@ class Screen:
         interval = result.intervals["als"]["recall@10"]
         sure = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
         self.done(f"ALS Recall@10 {result.means['als']['recall@10']:.4f} ({sure})")
+        if result.gains:
+            gains = ", ".join(f"{metric} {_describe_gain(result.gains[metric])}" for metric in HEADLINES)
+            self.done(f"Ranker less ALS: {gains}")
         self._say_gaps(result)
+
+    def ranker(self, described: Mapping[str, Any]) -> None:
+        """Show what the second stage chooses from, and what the dials cost."""
+        candidates = described["candidates"]
+        recall = ", ".join(f"{source} {value:.3f}" for source, value in candidates["recall"].items())
+        self.done(f"Candidates: {candidates['n_mean']:.0f} a request; recall of {recall}")
+        costs = ", ".join(
+            f"{dial} {_describe_gain(step['changes']['ndcg@10'])}"
+            for dial, steps in described["dials"].items()
+            for step in steps
+            if step["value"] == 0.3
+        )
+        self.done(f"NDCG@10 with a dial at 0.3: {costs}")
 
     def _say_gaps(self, result: TaskResult) -> None:
         parts = ", ".join(

@@ -7,6 +7,7 @@ a request is answered from. Nothing here learns or scores.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,11 +34,15 @@ class History:
     def __len__(self) -> int:
         return len(self.item_index)
 
+    def last(self, n: int) -> History:
+        """Return the last ``n`` rows: those with fewer than ``n`` strictly later ones, so ties are in together."""
+        return self.where(self.n_later < n)
+
     def where(self, kept: NDArray[np.bool_]) -> History:
         """Return the rows where ``kept``, of shape (n,), is true."""
         return History(self.item_index[kept], self.rating[kept], self.timestamp[kept])
 
-    @property
+    @cached_property
     def n_later(self) -> NDArray[np.int64]:
         """How many rows have a strictly later timestamp, of shape (n,); ties have the same number."""
         return len(self) - np.searchsorted(self.timestamp, self.timestamp, side="right")
@@ -49,8 +54,8 @@ class History:
 
     @property
     def next_moment(self) -> int:
-        """When the next rating is to be expected: the last timestamp plus the median gap. Not of an empty history."""
-        return int(self.timestamp[-1]) + self.median_gap
+        """When the next rating is to be expected: the last timestamp plus the median gap; 0 without a rating."""
+        return int(self.timestamp[-1]) + self.median_gap if len(self) else 0
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,14 @@ def build_history(ratings: pd.DataFrame, users: IdMap, items: IdMap) -> UserRows
         rating=ratings["rating"].to_numpy(dtype=np.float32)[order],
         timestamp=timestamp[order],
     )
+
+
+def widen_rows(history: UserRows, rows: NDArray[np.int64], n_users: int) -> UserRows:
+    """Give a history a row for each of ``n_users``: its own become ``rows``, which rise, and the others are empty."""
+    lengths = np.zeros(n_users, dtype=np.int64)
+    lengths[rows] = np.diff(history.indptr)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    return UserRows(indptr, history.item_index, history.rating, history.timestamp)
 
 
 def positives_of(history: UserRows, n_items: int, min_rating: float) -> Positives:

@@ -17,11 +17,12 @@ from fastapi_offline import FastAPIOffline
 
 from app import __version__
 from app.errors import ArtifactError
-from app.recommender import Recommender
+from app.recommender import load_recommender
 from app.registry import load_current
 from app.routers import ops, problems, recommend
 from app.routers.serving import Serving
 from app.settings import Settings
+from app.telemetry import Telemetry
 
 log = logging.getLogger("uvicorn.error")
 
@@ -49,6 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,  # plain names in generated clients
     )
+    app.state.telemetry = Telemetry()
     problems.install(app)
     app.include_router(recommend.router)
     app.include_router(ops.router)
@@ -62,7 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _load(artifacts_dir: Path) -> Serving:
     try:
-        recommender = Recommender(load_current(artifacts_dir))
+        recommender = load_recommender(load_current(artifacts_dir))
     except ArtifactError as error:
         log.error("Serving without a model, looked for in %s: %s", artifacts_dir.resolve(), error)
         return Serving(error=error)

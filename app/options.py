@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +43,7 @@ class Options:
     export_run: Path | None
     report: bool
     refit: bool
+    ranker: bool
     tune: int | None
     study: Path | None
     artifacts_dir: Path
@@ -76,5 +78,9 @@ class Options:
                 raise ConfigError("--tune serves nothing, so there is nothing for --no-refit to keep")
             made = f"--split {self.split} --evaluate {self.evaluate}"
             raise ConfigError(f"--no-refit keeps the rated test fit, which {made} does not make")
+        if self.ranker and self.tune is not None:
+            raise ConfigError("--tune searches the settings of the first stage alone: leave --ranker out")
+        if self.ranker and find_spec("lightgbm") is None:
+            raise ConfigError("--ranker needs LightGBM, which is not installed: pip install -r requirements.txt")
         if self.export_run and self.evaluate == "none":
             raise ConfigError("--export-run writes the held-out rankings, which --evaluate none does not make")

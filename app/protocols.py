@@ -26,12 +26,36 @@ from app.core import (
     build_user_items,
 )
 from app.errors import DataError
+from app.history import UserRows, build_history
 
 Protocol = Literal["rated", "positives", "temporal", "temporal_new_users"]
 LeaveOneOut = Literal["rated", "positives"]
 LEAVE_ONE_OUT: tuple[LeaveOneOut, ...] = ("rated", "positives")
 
 NEVER = np.iinfo(np.int64).max  # later than every rating: the target time of users who are not asked about
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Who asks when, knowing what, and which movies would have been right: what a second stage learns from.
+
+    Parameters
+    ----------
+    history : UserRows
+        What may be known of every user, n_users rows.
+    users : ndarray of shape (n_requests,), int64
+        Who asks, as rows of ``history``; each at most once.
+    moments : ndarray of shape (n_requests,), int64
+        When, in seconds since 1970; everything in the user's row of ``history`` is strictly older, save under the
+        protocol ``positives``, which knows the train positives whatever their time.
+    relevant : csr_matrix of shape (n_requests, n_items), float32
+        Non-zero at the movies to be found.
+    """
+
+    history: UserRows
+    users: NDArray[np.int64]
+    moments: NDArray[np.int64]
+    relevant: sp.csr_matrix
 
 
 @dataclass(frozen=True)
@@ -59,6 +83,10 @@ class RankingTask:
         at one moment from the last rating before the moment to the first held-out one. −1 where there is none.
     n_new : ndarray of shape (n_targets,), int64
         How many held-out movies of the user are outside the catalogue, where no model can find them.
+    history : UserRows
+        What models may know of every user: the ratings of any kind behind ``positives``, of movies of the catalogue.
+    moments : ndarray of shape (n_targets,), int64
+        When each target user asks, in seconds since 1970.
     """
 
     protocol: Protocol
@@ -72,6 +100,12 @@ class RankingTask:
     n_history: NDArray[np.int64]
     gap_seconds: NDArray[np.int64]
     n_new: NDArray[np.int64]
+    history: UserRows
+    moments: NDArray[np.int64]
+
+    @property
+    def requests(self) -> Requests:
+        return Requests(self.history, self.target_users, self.moments, self.relevant)
 
     @property
     def n_targets(self) -> int:
@@ -116,12 +150,13 @@ def build_task(
     rated = ratings[ratings["user_id"].isin(split.users.ids)]
     if protocol == "positives":
         positives = build_positives(split.train, split.users, split.items, min_rating)
-        seen = positives.user_items[target_users]
+        seen, known = positives.user_items[target_users], split.train
     else:
         learned = split.train if stage == "validation" else pd.concat([split.train, split.validation])
         learned = _before(learned, split.users, target_time)
         positives = build_positives(learned, split.users, split.items, min_rating)
-        seen = build_user_items(_before(rated, split.users, target_time), split.users, split.items)[target_users]
+        known = _before(rated, split.users, target_time)
+        seen = build_user_items(known, split.users, split.items)[target_users]
     if len(targets) == 0 or positives.user_items.nnz == 0:
         raise DataError(_nothing_to_ask(protocol, stage, len(targets)))
     return RankingTask(
@@ -136,7 +171,38 @@ def build_task(
         n_history=_count_before(rated, split.users, target_time)[target_users],
         gap_seconds=_gaps(rated, split.users, target_time)[target_users],
         n_new=np.zeros(len(targets), dtype=np.int64),
+        history=_without_later_positives(build_history(known, split.users, split.items), positives, min_rating),
+        moments=target_time[target_users],
     )
+
+
+def _without_later_positives(history: UserRows, positives: Positives, min_rating: float) -> UserRows:
+    """Drop positives that are not learned from: the held-out ones of users who are not asked about."""
+    is_learned = np.asarray(positives.user_items[history.user_index, history.item_index]).ravel() > 0
+    return history.where((history.rating < min_rating) | is_learned)
+
+
+def step_back(history: UserRows, n_items: int, min_rating: float = MIN_RATING) -> Requests:
+    """Return the requests that were made just before each user's last known positive, and what was known by then.
+
+    All users step back at once: nothing of theirs from that second on is left. Step by step this gives earlier and
+    earlier requests whose answers are known, without a look at anything held out.
+
+    Parameters
+    ----------
+    history : UserRows
+        What may be known of every user.
+    """
+    user = history.user_index
+    is_positive = np.flatnonzero(history.rating >= min_rating)
+    last = np.full(len(history.indptr) - 1, -1, dtype=np.int64)
+    last[user[is_positive]] = is_positive  # of repeated places the last one stays
+    users = np.flatnonzero(last >= 0)
+    moment = np.full(len(last), NEVER, dtype=np.int64)
+    moment[users] = history.timestamp[last[users]]
+    found = (np.ones(len(users), dtype=np.float32), (np.arange(len(users)), history.item_index[last[users]]))
+    relevant = sp.csr_matrix(found, shape=(len(users), n_items))
+    return Requests(history.where(history.timestamp < moment[user]), users, moment[users], relevant)
 
 
 def build_temporal_tasks(
@@ -164,7 +230,9 @@ def build_temporal_tasks(
         )
     moment = np.full(len(split.users), split.moment, dtype=np.int64)
     rated = ratings[ratings["user_id"].isin(split.users.ids)]
-    seen = build_user_items(_before(rated, split.users, moment), split.users, split.items)
+    known = _before(rated, split.users, moment)
+    seen = build_user_items(known, split.users, split.items)
+    history = build_history(known, split.users, split.items)
     first_held_out = _first_time(split.held_out, split.users)
     n_history = _count_before(rated, split.users, moment)
     gap_seconds = np.where(n_history > 0, first_held_out - _last_before(rated, split.users, moment), -1)
@@ -186,6 +254,8 @@ def build_temporal_tasks(
             n_history=n_history[group],
             gap_seconds=gap_seconds[group],
             n_new=n_held_out[group] - np.diff(relevant.indptr)[group],
+            history=history,
+            moments=moment[group],
         )
         for protocol, group in groups.items()
         if len(group)

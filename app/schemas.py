@@ -22,6 +22,18 @@ def _example(**values: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"example": values})
 
 
+class Because(BaseModel):
+    """A liked movie that a score comes from."""
+
+    model_config = _example(movie_id=2, title="Jumanji (1995)", contribution=0.0412)
+
+    movie_id: int
+    title: str
+    contribution: float = Field(
+        description="Its part of the first stage's score; all liked movies' parts add up to it."
+    )
+
+
 class MovieResult(BaseModel):
     """One movie of a list."""
 
@@ -32,6 +44,12 @@ class MovieResult(BaseModel):
     genres: list[str] = Field(description="Empty where MovieLens lists none.")
     year: int | None = Field(description="From the title; null where it has none.")
     score: float = Field(description="Compares movies within one list; lists of different sources are not comparable.")
+    because: list[Because] = Field(
+        default=[], description="Only with explain=true: the liked movies that contributed most, the most first."
+    )
+    reasons: list[str] = Field(
+        default=[], description="Only with explain=true: what the second stage saw in the movie, the weightiest first."
+    )
 
 
 class _ForUser(BaseModel):
@@ -78,6 +96,8 @@ class Health(BaseModel):
         version=_VERSION,
         trained_at="2026-11-23T10:15:00+00:00",
         dataset="ml-latest-small",
+        ranker=True,
+        dials={"diversity": {"0.3": -0.007}},
     )
 
     status: Literal["ok"]
@@ -87,6 +107,10 @@ class Health(BaseModel):
     version: str
     trained_at: str
     dataset: str = Field(description='Name of the training data; "synthetic" means that no recommendation is real.')
+    ranker: bool = Field(description="Whether a second stage orders the lists.")
+    dials: dict[str, dict[str, float]] = Field(
+        description="What NDCG@10 of the held-out run changes by with a dial at a setting; empty if not measured."
+    )
 
 
 class Probe(BaseModel):

@@ -17,20 +17,22 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from app import core, evaluation, protocols, registry, tuning
+from app import core, evaluation, features, protocols, ranker_metrics, registry, second_stage, tuning
 from app.als import Factors, Iteration, confidence, learn, side_by_side
 from app.artifacts import LoadedModel, TrainedModel
 from app.console import Screen
 from app.datasets.locate import SYNTHETIC, find_local, locate
 from app.errors import ArtifactError, ConfigError, NoModelError
-from app.history import build_history
+from app.history import build_history, widen_rows
 from app.machine import describe_machine
 from app.model_card import render_model_card
 from app.options import TASKS, Options
 from app.protocols import RankingTask
+from app.ranker import RankerConfig
 from app.report import can_plot, render_report
 
 AnySplit = core.Split | core.TemporalSplit
+RANKER = RankerConfig()
 STUDY = "tuning.sqlite3"  # of --tune, in the folder of artifacts, unless --study names another
 
 
@@ -52,8 +54,9 @@ class Training:
         tasks, split = self.split(dataset, liked)
         registry.prepare(self.options.artifacts_dir)  # before the fits, not after them
         fits = self.fit(tasks)
-        metrics = self.evaluate(dataset, liked, split, tasks, fits)
-        model = self.document(self.assemble(dataset, liked, tasks, fits, metrics))
+        held_out = self.train_ranker(dataset, tasks, fits) if self.options.ranker else None
+        metrics = self.evaluate(dataset, liked, split, tasks, fits, held_out)
+        model = self.document(self.assemble(dataset, liked, tasks, fits, metrics, held_out))
         published = self.publish(model)
         return {
             "version": published.version,
@@ -70,7 +73,7 @@ class Training:
 
     def load(self) -> core.Dataset:
         options, screen = self.options, self.screen
-        screen.step(1, "Loading data")
+        screen.step("Loading data")
         with self.timed("load"):
             source = locate(
                 dataset=options.dataset,
@@ -100,7 +103,7 @@ class Training:
     def split(self, dataset: core.Dataset, liked: pd.DataFrame) -> tuple[list[RankingTask], AnySplit | None]:
         options = self.options
         by_time = options.split == "temporal"
-        self.screen.step(2, "Splitting at one moment" if by_time else "Splitting by time, leaving one out")
+        self.screen.step("Splitting at one moment" if by_time else "Splitting by time, leaving one out")
         if options.evaluate == "none":
             self.screen.skipped("--evaluate none")
             return [], None
@@ -121,7 +124,7 @@ class Training:
 
     def fit(self, tasks: list[RankingTask]) -> list[Factors]:
         """Fit for each task; tasks with the same positives share a fit."""
-        self.screen.step(3, "Training ALS on what the held-out users had rated before")
+        self.screen.step("Training ALS on what the held-out users had rated before")
         if not tasks:
             self.screen.skipped("--evaluate none")
             return []
@@ -140,6 +143,27 @@ class Training:
         )
         return [fits[id(task.positives)] for task in tasks]
 
+    def train_ranker(
+        self, dataset: core.Dataset, tasks: list[RankingTask], fits: list[Factors]
+    ) -> second_stage.HeldOutRanker | None:
+        """Train the second stage for the first task: the only protocol of its split that knows when somebody asks."""
+        self.screen.step("Training the ranker on earlier requests")
+        if not tasks:
+            self.screen.skipped("--evaluate none")
+            return None
+        learner = self.learner(dataset, tasks[0].users, tasks[0].items)
+        with self.timed("ranker"), self.screen.progress("stages", RANKER.n_stages + 1) as advance:
+            held_out = second_stage.train_held_out(learner, tasks[0], fits[0], RANKER, advance)
+        n_rows = sum(len(stage.labels) for stage in held_out.stages)
+        self.screen.done(
+            f"{n_rows:,} candidates in {RANKER.n_stages} stages, {len(features.FEATURES)} features, "
+            f"{self.seconds['ranker']:.1f} s"
+        )
+        return held_out
+
+    def learner(self, dataset: core.Dataset, users: core.IdMap, items: core.IdMap) -> second_stage.Learner:
+        return second_stage.Learner(dataset, users, items, self.options.config, self.options.min_rating)
+
     def evaluate(
         self,
         dataset: core.Dataset,
@@ -147,22 +171,39 @@ class Training:
         split: AnySplit | None,
         tasks: list[RankingTask],
         fits: list[Factors],
+        held_out: second_stage.HeldOutRanker | None,
     ) -> dict[str, Any]:
-        self.screen.step(4, "Evaluating beside the baselines")
+        self.screen.step("Evaluating beside the baselines")
         if split is None:
             self.screen.skipped("--evaluate none")
             return {"stage": "none", "protocols": {}, "intervals": {}}
         results = []
         for task, factors in zip(tasks, fits, strict=True):
-            scorers = {"als": evaluation.als_scorer(task, factors), **self.make_baselines(task)}
+            scorers = {evaluation.MODEL: evaluation.als_scorer(task, factors)}
+            if held_out and task is held_out.task:
+                scorers[evaluation.RANKER] = second_stage.ranker_scorer(held_out)
+            scorers |= self.make_baselines(task)
             results.append(self.evaluate_one(dataset, task, scorers))
             self.screen.result(results[-1])
         metrics = evaluation.describe_results(split, results)
+        if held_out:
+            metrics["second_stage"] = self.describe_ranker(dataset, held_out)
+            metrics["definitions"] |= ranker_metrics.METRIC_DEFINITIONS
         if self.options.evaluate == "all" and self.options.split == "leave-one-out":
             metrics["cold_start"] = self.measure_cold_start(liked)
         if self.options.export_run:
             self.screen.done(f"Wrote qrels.txt and run files to {self.options.export_run}")
         return metrics
+
+    def describe_ranker(self, dataset: core.Dataset, held_out: second_stage.HeldOutRanker) -> dict[str, Any]:
+        seed = self.options.config.random_state
+        catalogue = evaluation.describe_catalogue(held_out.task, dataset.movies)
+        n_parts = len(features.FEATURES) + len(ranker_metrics.DIALS) * len(ranker_metrics.STEPS)
+        with self.timed("importance_and_dials"), self.screen.progress("importance and dials", n_parts) as advance:
+            described = ranker_metrics.describe_ranker(held_out, RANKER, seed, advance)
+            described["dials"] = ranker_metrics.measure_dials(held_out, catalogue, seed, advance)
+        self.screen.ranker(described)
+        return described
 
     def make_baselines(self, task: RankingTask) -> dict[str, evaluation.Scorer]:
         """Fit the baselines; to users without positives all that learn give the popular order: these are left out."""
@@ -204,15 +245,17 @@ class Training:
         tasks: list[RankingTask],
         fits: list[Factors],
         metrics: dict[str, Any],
+        held_out: second_stage.HeldOutRanker | None,
     ) -> TrainedModel:
         """Make the model to serve: fitted on all positives, or with ``--no-refit`` the rated test fit."""
-        self.screen.step(5, "Refitting on all data")
+        self.screen.step("Refitting on all data")
         options = self.options
         users = core.IdMap.of(dataset.ratings["user_id"])
         losses: list[float] = []
         if options.refit:
             items = core.IdMap.of(liked["movie_id"])
             positives = core.build_positives(liked, users, items, options.min_rating)
+            history = build_history(dataset.ratings, users, items)
             with self.timed("refit"), self.screen.progress("all positives", options.config.iterations) as advance:
 
                 def on_iteration(iteration: Iteration) -> None:
@@ -225,8 +268,16 @@ class Training:
         else:
             items = tasks[0].items
             positives, factors = _widen(tasks[0], fits[0], users)
+            history = widen_rows(tasks[0].history, users.index(tasks[0].users.ids), len(users))
             self.screen.skipped("--no-refit keeps the rated test fit")
             fitted_on = "the rated test fit: positives before each user's held-out one"
+        ranker = None
+        if options.ranker:
+            with self.timed("refit_ranker"):
+                learner = self.learner(dataset, users, items)
+                ranker = second_stage.served_ranker(
+                    learner, history, factors, positives, RANKER, held_out, options.refit
+                )
         movies = dataset.movies[dataset.movies["movie_id"].isin(items.ids)]
         return TrainedModel(
             users=users,
@@ -244,6 +295,7 @@ class Training:
                 "n_ratings": len(dataset.ratings),
                 "fitted_on": fitted_on,
                 "machine": describe_machine(options.config.num_threads),
+                **({"ranker": asdict(RANKER)} if ranker else {}),
             },
             metrics={
                 **metrics,
@@ -252,6 +304,7 @@ class Training:
             },
             dataset=dataset.name,
             fingerprint=dataset.fingerprint,
+            ranker=ranker,
         )
 
     def search(self) -> tuning.Tuned:
@@ -259,7 +312,7 @@ class Training:
         options = self.options
         n_trials = options.tune or 0
         dataset = self.load()
-        self.screen.step(2, f"Searching hyper-parameters on validation, {n_trials} trials")
+        self.screen.step(f"Searching hyper-parameters on validation, {n_trials} trials")
         storage = options.study or options.artifacts_dir / STUDY
         with self.screen.progress("trials", n_trials) as advance:
             tuned = tuning.tune(
@@ -288,7 +341,7 @@ class Training:
 
     def publish(self, model: TrainedModel) -> registry.Published:
         options, screen = self.options, self.screen
-        screen.step(6, "Publishing")
+        screen.step("Publishing")
         with self.timed("publish"):
             published = registry.publish(options.artifacts_dir, model)
         for warning in published.warnings:

@@ -116,6 +116,9 @@ def in_memory(model: TrainedModel) -> LoadedModel:
             for row in rows
         ),
         popularity=np.bincount(model.confidence.indices, minlength=len(model.items)).astype(np.float32),
+        min_rating=model.config["min_rating"],
+        metrics=model.metrics,
+        ranker=model.ranker,
     )
 
 

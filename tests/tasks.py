@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from app import core
 from app.core import IdMap, Positives, build_positives
 from app.evaluation import Scorer
+from app.history import build_history
 from app.protocols import Protocol, RankingTask, build_task, build_temporal_tasks
 
 
@@ -57,6 +58,8 @@ def make_task(
             "n_history": np.full(n_users, 3),
             "gap_seconds": np.full(n_users, 30),
             "n_new": np.zeros(n_users, dtype=np.int64),
+            "history": build_history(frame(*_rows(learned or {})), users, items),
+            "moments": np.full(n_users, 1_000),
             **columns,
         }
     )
@@ -64,8 +67,11 @@ def make_task(
 
 def make_positives(learned: Mapping[int, Sequence[int]], users: IdMap, items: IdMap) -> Positives:
     """Positives of five stars, a second apart."""
-    rows = [(100 + user, 1000 + item, 5.0, t) for user, liked in learned.items() for t, item in enumerate(liked)]
-    return build_positives(frame(*rows), users, items)
+    return build_positives(frame(*_rows(learned)), users, items)
+
+
+def _rows(learned: Mapping[int, Sequence[int]]) -> list[tuple[int, int, float, int]]:
+    return [(100 + user, 1000 + item, 5.0, t) for user, liked in learned.items() for t, item in enumerate(liked)]
 
 
 def always(*scores: float) -> Scorer:

@@ -17,7 +17,8 @@ from app.als import PRESETS, learn
 from app.core import STAGES, IdMap, Split, Stage, TemporalSplit
 from app.datasets.movielens import RawData, read_movielens
 from app.errors import DataError
-from app.protocols import LEAVE_ONE_OUT, Protocol, RankingTask, build_task, build_temporal_tasks
+from app.history import UserRows, build_history, positives_of
+from app.protocols import LEAVE_ONE_OUT, Protocol, RankingTask, Requests, build_task, build_temporal_tasks, step_back
 
 
 def frame(*rows: tuple[int, int, float, int]) -> pd.DataFrame:
@@ -61,6 +62,15 @@ def targets(task: RankingTask) -> dict[int, int]:
     """The one held-out movie of each target user of a leave-one-out protocol."""
     user_ids, movie_ids = task.users.ids[task.target_users], task.items.ids[task.relevant.indices]
     return dict(zip(user_ids.tolist(), movie_ids.tolist(), strict=True))
+
+
+def known(history: UserRows, users: IdMap, items: IdMap) -> dict[int, list[tuple[int, float, int]]]:
+    """The (movie_id, rating, timestamp) of each user, oldest first, as {user_id: rows}."""
+    rows = [history.of(row) for row in range(len(users))]
+    return {
+        user_id: list(zip(items.ids[row.item_index].tolist(), row.rating.tolist(), row.timestamp.tolist(), strict=True))
+        for user_id, row in zip(users.ids.tolist(), rows, strict=True)
+    }
 
 
 def by_user(task: RankingTask, values: np.ndarray) -> dict[int, int]:
@@ -269,6 +279,184 @@ def test_later_positives_are_counted_among_those_that_may_be_known() -> None:
     assert found == {1: {1: 2, 3: 1, 4: 0}, 7: {2: 5, 4: 4, 6: 3, 7: 2, 8: 1, 1: 0}}
 
 
+# What is known of every user, and when they ask
+
+
+def test_history_of_a_rated_task_is_everything_of_the_catalogue_before_the_target() -> None:
+    task = build_task(TINY, split_of(TINY), "rated", "test")
+    assert known(task.history, task.users, task.items) == {
+        1: [(1, 5, 10), (2, 2, 20), (3, 4, 30), (4, 4, 40), (7, 3, 40)],
+        2: [(2, 3.5, 4), (1, 4, 5)],
+        3: [(1, 4, 1), (3, 4, 2)],  # not asked about; 90 is outside the catalogue
+        4: [(2, 1, 0), (3, 4, 1)],
+        6: [],
+        7: [(2, 4, 1), (4, 4, 2), (6, 4, 3), (7, 4, 4), (8, 4, 5), (1, 4, 8)],
+    }
+    assert by_user(task, task.moments) == {1: 50, 2: 9, 4: 2, 6: 7, 7: 9}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_history_of_a_positives_task_is_the_train_rows(stage: Stage) -> None:
+    task = build_task(TINY, split_of(TINY), "positives", stage)
+    found = known(task.history, task.users, task.items)
+    assert {user: {movie for movie, *_ in rows} for user, rows in found.items()} == TRAIN
+    assert found[1] == [(1, 5, 10), (3, 4, 30)]
+    assert (
+        by_user(task, task.moments)
+        == {
+            "validation": {1: 40, 2: 9, 3: 2, 4: 1, 6: 7, 7: 8},
+            "test": {1: 50, 2: 9, 4: 2, 6: 7, 7: 9},
+        }[stage]
+    )
+
+
+# User 1 may be asked for test only: their validation movie is in nobody's train. Users 2 and 3 are there for the rest.
+NOT_ASKED = frame(
+    (1, 1, 4.0, 1),
+    (1, 90, 4.0, 5),  # validation, outside the catalogue
+    (1, 2, 4.0, 8),  # test
+    (1, 3, 1.0, 9),
+    (2, 2, 4.0, 1),
+    (2, 1, 4.0, 2),  # validation
+    (2, 3, 4.0, 3),  # test
+    (3, 3, 4.0, 1),
+    (3, 1, 4.0, 2),  # validation
+    (3, 2, 4.0, 3),  # test
+)
+
+
+def test_history_for_validation_holds_no_test_movie_of_a_user_who_is_not_asked_about() -> None:
+    task = build_task(NOT_ASKED, split_of(NOT_ASKED), "rated", "validation")
+    assert set(targets(task)) == {2, 3}
+    assert learned(task)[1] == {1}
+    liked = [movie for movie, rating, _ in known(task.history, task.users, task.items)[1] if rating >= 4]
+    assert liked == [1]
+
+
+@pytest.mark.parametrize("protocol", LEAVE_ONE_OUT)
+@pytest.mark.parametrize("stage", STAGES)
+def test_requests_of_a_task_ask_its_targets_at_its_moments(protocol: Protocol, stage: Stage) -> None:
+    task = build_task(TINY, split_of(TINY), protocol, stage)
+    requests = task.requests
+    assert (requests.history, requests.users, requests.moments) == (task.history, task.target_users, task.moments)
+    assert requests.relevant is task.relevant
+
+
+def test_history_of_temporal_tasks_is_everything_of_the_catalogue_before_the_moment() -> None:
+    for task in build_temporal_tasks(TEMPORAL, at_moment(TEMPORAL, MOMENT)):
+        assert known(task.history, task.users, task.items) == {
+            1: [(1, 5, 10), (2, 4, 20), (3, 2, 30)],
+            2: [(1, 4, 15), (4, 4, 25)],
+            3: [(3, 4, 5)],
+            4: [(5, 4, 50)],
+            5: [(2, 3, 60)],
+            6: [],
+            7: [],
+        }
+        assert task.moments.tolist() == [MOMENT] * task.n_targets
+        check_positives_of_history(task)
+
+
+def check_positives_of_history(task: RankingTask) -> None:
+    found, expected = positives_of(task.history, len(task.items), core.MIN_RATING), task.positives
+    for name in ("indptr", "indices", "data"):
+        one, other = getattr(found.user_items, name), getattr(expected.user_items, name)
+        assert (one.dtype, one.tobytes()) == (other.dtype, other.tobytes()), name
+    assert found.strength.tobytes() == expected.strength.tobytes()
+    assert found.n_later.tobytes() == expected.n_later.tobytes()
+
+
+# Stepping back
+
+# Three who like something, one who likes nothing, and one who rated nothing. Items are 0 to 5, named 0 to 5.
+STEPS_USERS, STEPS_ITEMS = IdMap(np.arange(1, 6)), IdMap(np.arange(6))
+STEPS = frame(
+    (1, 0, 4.0, 10),
+    (1, 1, 2.0, 20),
+    (1, 2, 5.0, 30),  # in the same second as the positive after it
+    (1, 3, 4.0, 30),  # the last positive
+    (1, 4, 1.0, 30),  # of the same second
+    (1, 5, 3.5, 40),
+    (2, 3, 4.5, 5),  # the only one
+    (3, 1, 1.0, 100),
+    (3, 2, 3.5, 200),
+    (4, 4, 1.0, 1),
+    (4, 0, 4.0, 2),
+)
+
+
+def steps() -> UserRows:
+    return build_history(STEPS, STEPS_USERS, STEPS_ITEMS)
+
+
+def asked(requests: Requests) -> dict[int, tuple[int, list[int]]]:
+    """When each user asks and what would have been right, as {user_id: (moment, items)}."""
+    rows = [requests.relevant[row].indices.tolist() for row in range(len(requests.users))]
+    pairs = zip(requests.moments.tolist(), rows, strict=True)
+    return dict(zip(STEPS_USERS.ids[requests.users].tolist(), pairs, strict=True))
+
+
+def test_step_back_asks_for_the_last_positive_and_forgets_its_second_and_what_came_after() -> None:
+    requests = step_back(steps(), 6)
+    assert asked(requests) == {1: (30, [3]), 2: (5, [3]), 4: (2, [0])}
+    assert known(requests.history, STEPS_USERS, STEPS_ITEMS) == {
+        1: [(0, 4, 10), (1, 2, 20)],  # the positive of the same second is gone too
+        2: [],  # who had a single positive asks without a history
+        3: [(1, 1, 100), (2, 3.5, 200)],  # who likes nothing keeps everything and does not ask
+        4: [(4, 1, 1)],
+        5: [],
+    }
+
+
+def test_second_step_back_asks_for_what_is_last_then() -> None:
+    first = step_back(steps(), 6)
+    second = step_back(first.history, 6)
+    assert asked(second) == {1: (10, [0])}
+    third = step_back(second.history, 6)
+    assert asked(third) == {}
+    assert (third.relevant.shape, third.users.tolist(), third.moments.tolist()) == ((0, 6), [], [])
+    left = known(third.history, STEPS_USERS, STEPS_ITEMS)
+    assert left == {1: [], 2: [], 3: [(1, 1, 100), (2, 3.5, 200)], 4: [(4, 1, 1)], 5: []}
+
+
+def test_step_back_goes_by_the_least_rating_that_counts() -> None:
+    assert asked(step_back(steps(), 6, 3.5)) == {1: (40, [5]), 2: (5, [3]), 3: (200, [2]), 4: (2, [0])}
+    assert asked(step_back(steps(), 6, 5.0)) == {1: (30, [2])}
+
+
+def test_step_back_leaves_what_it_is_given_as_it_was() -> None:
+    history = steps()
+    before = known(history, STEPS_USERS, STEPS_ITEMS)
+    step_back(history, 6)
+    assert known(history, STEPS_USERS, STEPS_ITEMS) == before
+
+
+TIMED = st.tuples(st.integers(1, 5), st.integers(0, 5), st.sampled_from([1.0, 3.5, 4.0, 5.0]), st.integers(0, 6))
+
+
+@settings(deadline=None)
+@given(st.lists(TIMED, max_size=30, unique_by=lambda row: row[:2]))
+def test_however_often_one_steps_back_later_rows_are_never_seen_again(rows: list[tuple[int, int, float, int]]) -> None:
+    history, left = build_history(frame(*rows), STEPS_USERS, STEPS_ITEMS), len(rows)
+    until = dict.fromkeys(range(1, 6), 1_000)
+    for _ in range(7):
+        liked_before = {u: [r for r in rows if r[0] == u and r[2] >= 4 and r[3] < until[u]] for u in until}
+        requests = step_back(history, 6)
+        found = asked(requests)
+        assert set(found) == {user for user, liked in liked_before.items() if liked}
+        for user, (moment, (item,)) in found.items():
+            assert moment == max(time for *_, time in liked_before[user]) < until[user]
+            assert (user, item, moment) in {(u, i, time) for u, i, _, time in liked_before[user]}
+            until[user] = moment
+        history = requests.history
+        for user, seen in known(history, STEPS_USERS, STEPS_ITEMS).items():
+            expected = [(i, rating, time) for u, i, rating, time in rows if u == user and time < until[user]]
+            assert seen == sorted(expected, key=lambda row: row[2])
+        assert len(history.item_index) <= left
+        left = len(history.item_index)
+    assert not found
+
+
 ROWS = st.tuples(st.integers(1, 4), st.integers(1, 12), st.sampled_from([1.0, 3.5, 4.0, 5.0]), st.integers(0, 6))
 
 
@@ -285,9 +473,11 @@ def test_no_cell_of_a_target_user_is_from_the_target_s_time_or_later(
     rated_at = {(user, movie): time for user, movie, _, time in rows}
     rating_of = {(user, movie): rating for user, movie, rating, _ in rows}
     catalogue = set(task.items.ids.tolist())
+    history = known(task.history, task.users, task.items)
     for user, target in targets(task).items():
         before = {m for (u, m), time in rated_at.items() if u == user and time < rated_at[user, target]} & catalogue
-        assert removed(task)[user] == before
+        assert removed(task)[user] == before == {movie for movie, *_ in history[user]}
+        assert all(time < rated_at[user, target] == by_user(task, task.moments)[user] for *_, time in history[user])
         assert learned(task)[user] == {movie for movie in before if rating_of[user, movie] >= 4}
         times = sorted(time for (u, m), time in rated_at.items() if u == user and m != target)
         until = [time for time in times if time <= rated_at[user, target]]
@@ -499,6 +689,75 @@ def test_history_of_the_real_test_users_is_what_stands_before_their_target_in_th
     assert by_user(task, task.n_history) == counts.reindex(task.users.ids[task.target_users], fill_value=0).to_dict()
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_history_of_the_real_target_users_is_what_stands_before_their_target_in_the_file(
+    ratings: pd.DataFrame, stage: Stage
+) -> None:
+    task = build_task(ratings, split_of(ratings), "rated", stage)
+    is_past = ratings["timestamp"] < target_time_of_each_row(ratings, stage)
+    past = ratings[is_past & ratings["movie_id"].isin(task.items.ids)].sort_values("timestamp", kind="stable")
+    expected = {
+        user: list(zip(rows["movie_id"].tolist(), rows["rating"].tolist(), rows["timestamp"].tolist(), strict=True))
+        for user, rows in past.groupby("user_id")
+    }
+    found = known(task.history, task.users, task.items)
+    for user in task.users.ids[task.target_users].tolist():
+        assert found[user] == expected.get(user, [])
+    moment = dict(zip(ratings["user_id"], target_time_of_each_row(ratings, stage), strict=True))
+    assert by_user(task, task.moments) == {user: moment[user] for user in targets(task)}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_real_users_who_are_not_asked_about_keep_what_is_known_of_them(ratings: pd.DataFrame, stage: Stage) -> None:
+    task = build_task(ratings, split_of(ratings), "rated", stage)
+    found, asked_about = known(task.history, task.users, task.items), set(targets(task))
+    others = [user for user in task.users.ids.tolist() if user not in asked_about]
+    assert len(others) == 608 - {"validation": 571, "test": 573}[stage]
+    liked = {user: {movie for movie, rating, _ in found[user] if rating >= core.MIN_RATING} for user in others}
+    assert liked == {user: learned(task)[user] for user in others}
+    assert all(found[user] for user in others if len(learned(task)[user]))
+
+
+@pytest.mark.parametrize("protocol", LEAVE_ONE_OUT)
+@pytest.mark.parametrize("stage", STAGES)
+def test_positives_of_the_real_history_are_what_a_task_learns_from(
+    ratings: pd.DataFrame, protocol: Protocol, stage: Stage
+) -> None:
+    check_positives_of_history(build_task(ratings, split_of(ratings), protocol, stage))
+
+
+def test_history_of_the_real_positives_task_is_the_train_rows(ratings: pd.DataFrame) -> None:
+    split = split_of(ratings)
+    task = build_task(ratings, split, "positives", "test")
+    rows = zip(*(split.train[name].tolist() for name in split.train.columns), strict=True)
+    expected: dict[int, list[tuple[int, float, int]]] = {user: [] for user in task.users.ids.tolist()}
+    for user, *row in rows:
+        expected[user].append(tuple(row))
+    assert known(task.history, task.users, task.items) == expected
+
+
+def test_positives_of_the_real_temporal_history_are_what_a_task_learns_from(ratings: pd.DataFrame) -> None:
+    for stage in STAGES:
+        for task in build_temporal_tasks(ratings, core.split_at_moment(core.positives(ratings), stage)):
+            check_positives_of_history(task)
+
+
+def test_real_users_step_back_to_the_positive_that_is_last_in_the_file(ratings: pd.DataFrame) -> None:
+    task = build_task(ratings, split_of(ratings), "rated", "test")
+    requests = step_back(task.history, len(task.items))
+    n_liked = np.diff(task.user_items.indptr)
+    assert requests.users.tolist() == np.flatnonzero(n_liked).tolist()
+    assert requests.relevant.nnz == len(requests.users) == int((n_liked > 0).sum())
+    assert task.user_items[requests.users].multiply(requests.relevant).nnz == len(requests.users)
+    before, after = (known(rows, task.users, task.items) for rows in (task.history, requests.history))
+    for user_id, user, moment in zip(
+        task.users.ids[requests.users].tolist(), requests.users.tolist(), requests.moments.tolist(), strict=True
+    ):
+        assert after[user_id] == [row for row in before[user_id] if row[2] < moment]
+        assert moment == max(time for _, rating, time in before[user_id] if rating >= core.MIN_RATING)
+        assert requests.history.of(user).timestamp.max(initial=-1) < moment
+
+
 def test_temporal_test_of_the_real_data_asks_about_28_users_who_came_back_and_52_new_ones(
     ratings: pd.DataFrame,
 ) -> None:
@@ -536,7 +795,10 @@ def rewrite_the_future(ratings: pd.DataFrame) -> pd.DataFrame:
 
 def bytes_of(task: RankingTask) -> list[bytes]:
     arrays = [task.users.ids, task.items.ids, task.target_users, task.n_history, task.gap_seconds, task.n_new]
-    arrays += [task.positives.strength, task.positives.n_later]
+    arrays += [task.positives.strength, task.positives.n_later, task.moments]
+    # Ties keep the order of the file, which some of these tests change: by movie.
+    rows, by_movie = task.history, np.lexsort((task.history.item_index, task.history.user_index))
+    arrays += [rows.indptr, *(array[by_movie] for array in (rows.item_index, rows.rating, rows.timestamp))]
     for matrix in (task.user_items, task.relevant, task.seen):
         arrays += [matrix.indptr, matrix.indices, matrix.data]
     return [np.ascontiguousarray(array).tobytes() for array in arrays]

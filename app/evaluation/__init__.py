@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from app.evaluation.cold_start import N_FOLDS, measure_cold_start
 from app.evaluation.metrics import HEADLINES
-from app.evaluation.results import TaskResult, describe_catalogue, describe_results, evaluate, measure
+from app.evaluation.results import MODEL, RANKER, TaskResult, describe_catalogue, describe_results, evaluate, measure
 from app.evaluation.scorers import BASELINES, Scorer, als_scorer, why_skipped
 from app.evaluation.trec import write_trec
 
 __all__ = [
     "BASELINES",
     "HEADLINES",
+    "MODEL",
     "N_FOLDS",
+    "RANKER",
     "Scorer",
     "TaskResult",
     "als_scorer",

@@ -174,5 +174,7 @@ def _summarise(folds: list[_Measured], random_state: int) -> dict[str, Any]:
     return {
         "n_users": len(next(iter(values[MODEL].values()))),
         "n_within_session": sum(fold.n_within_session for fold in folds),
-        **vars(summary),
+        "means": summary.means,
+        "intervals": summary.intervals,
+        "differences": summary.differences,
     }

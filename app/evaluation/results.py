@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODEL = "als"  # what the baselines are compared with
+RANKER = "ranker"  # what is compared with it
 CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100)  # k of the recall curve
 
 Values = dict[str, NDArray[np.float64]]
@@ -46,7 +47,8 @@ class TaskResult:
     """What evaluation found on one task.
 
     ``means[model][metric]``; ``intervals`` of those that are means over users; ``differences[baseline][metric]``, ALS
-    less the baseline, with ``difference`` and ``interval``; ``strata[kind][stratum]`` with ``n_users`` and these three;
+    less the baseline, with ``difference`` and ``interval``; ``gains[metric]``, the same of the ranker less ALS, empty
+    without a ranker; ``strata[kind][stratum]`` with ``n_users`` and these four;
     ``recall_by_k[model][k]``; ``exposure[model][band]`` at 10, with the held-out movies as "held out"; and the lists
     themselves, by model.
     """
@@ -59,6 +61,7 @@ class TaskResult:
     recall_by_k: dict[str, dict[str, float]]
     exposure: dict[str, dict[str, float]]
     lists: dict[str, NDArray[np.int32]]
+    gains: dict[str, Any] = field(default_factory=dict)
 
 
 def describe_catalogue(task: RankingTask, movies: pd.DataFrame) -> Catalogue:
@@ -134,6 +137,7 @@ def evaluate(
             "held out": exposure_by_band(task.relevant.indices[:, None], catalogue.band, 1),
         },
         lists=lists,
+        gains={name: summary.gains[name] for name in plain if name in summary.gains},
     )
 
 
@@ -192,11 +196,15 @@ def _divide(
 
 @dataclass(frozen=True)
 class Summary:
-    """Means, intervals, and differences to ``MODEL`` of measures over the same users, by model and measure."""
+    """Means, intervals, and differences of measures over the same users, by model and measure.
+
+    ``differences`` are ``MODEL`` less each baseline; ``gains`` are ``RANKER`` less ``MODEL``, empty without both.
+    """
 
     means: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, list[float] | None]]
     differences: dict[str, dict[str, Any]]
+    gains: dict[str, Any]
 
 
 def summarise(values: Mapping[str, Values], random_state: int) -> Summary:
@@ -217,18 +225,23 @@ def summarise(values: Mapping[str, Values], random_state: int) -> Summary:
     intervals = {
         model: {name: bootstrap.interval(by_model[model][:, i]) for i, name in enumerate(names)} for model in values
     }
-    differences = {
-        baseline: {
+
+    def compare(model: str, other: str) -> dict[str, Any]:
+        return {
             name: {
-                "difference": means[MODEL][name] - means[baseline][name],
-                "interval": bootstrap.interval(by_model[MODEL][:, i] - by_model[baseline][:, i]),
+                "difference": means[model][name] - means[other][name],
+                "interval": bootstrap.interval(by_model[model][:, i] - by_model[other][:, i]),
             }
             for i, name in enumerate(names)
         }
-        for baseline in values
-        if MODEL in values and baseline != MODEL
-    }
-    return Summary(means, intervals, differences)
+
+    baselines = [model for model in values if MODEL in values and model not in (MODEL, RANKER)]
+    return Summary(
+        means,
+        intervals,
+        differences={baseline: compare(MODEL, baseline) for baseline in baselines},
+        gains=compare(RANKER, MODEL) if MODEL in values and RANKER in values else {},
+    )
 
 
 def _is_defined(values: NDArray[np.float64]) -> bool:
@@ -253,6 +266,7 @@ def _describe_strata(summary: Summary, columns: Values) -> dict[str, dict[str, A
                 "means": {model: {} for model in summary.means},
                 "intervals": {model: {} for model in summary.means},
                 "differences": {baseline: {} for baseline in summary.differences},
+                **({"gains": {}} if summary.gains else {}),
             },
         )
         for model in summary.means:
@@ -260,6 +274,8 @@ def _describe_strata(summary: Summary, columns: Values) -> dict[str, dict[str, A
             entry["intervals"][model][metric] = summary.intervals[model][column]
         for baseline, differences in summary.differences.items():
             entry["differences"][baseline][metric] = differences[column]
+        if summary.gains:
+            entry["gains"][metric] = summary.gains[column]
     return described
 
 
@@ -270,12 +286,14 @@ def _recall_curve(hits: NDArray[np.bool_], n_relevant: NDArray[np.int64]) -> dic
 
 def describe_results(split: Split | TemporalSplit, results: Sequence[TaskResult]) -> dict[str, Any]:
     """Compose ``metrics.json``: the split, and by protocol and model unrounded means with all that belongs to them."""
+    gains = {result.task.protocol: result.gains for result in results if result.gains}
     parts = ("intervals", "differences", "strata", "recall_by_k", "exposure")
     return {
         "split": _describe_split(split, results),
         "stage": results[0].task.stage,
         "protocols": {result.task.protocol: result.means for result in results},
         **{part: {result.task.protocol: getattr(result, part) for result in results} for part in parts},
+        **({"gains": gains} if gains else {}),
         "definitions": {**DEFINITIONS, "strata": strata.DEFINITIONS, "interval": bootstrap.DEFINITION},
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.evaluation.results import MODEL
+from app.evaluation.results import MODEL, RANKER
 from app.evaluation.scorers import BASELINES
 from app.protocols import RankingTask
 from app.ranking import PADDING
@@ -25,7 +25,7 @@ def write_trec(folder: Path, task: RankingTask, lists: Mapping[str, NDArray[np.i
         By model: item indices, best first, −1 where none was left.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for model in (MODEL, *BASELINES):  # rankings of an earlier run would not belong to these truths
+    for model in (MODEL, RANKER, *BASELINES):  # rankings of an earlier run would not belong to these truths
         (folder / f"run.{model}.txt").unlink(missing_ok=True)
     user_ids, movie_ids = task.users.ids[task.target_users], task.items.ids
     rows = np.repeat(np.arange(task.n_targets), np.diff(task.relevant.indptr))

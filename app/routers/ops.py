@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from app.routers.problems import responses
-from app.routers.serving import recommender_of
+from app.routers.serving import recommender_of, telemetry_of
 from app.schemas import Health, Probe
+from app.telemetry import CONTENT_TYPE
 
 router = APIRouter(tags=["operations"])
+
+_METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 
 
 @router.head("/health", include_in_schema=False)
 @router.get("/health", summary="The model being served", responses=responses(HTTPStatus.SERVICE_UNAVAILABLE))
 async def health(request: Request) -> Health:
     """Describe the loaded model; 503 with the remedy if there is none."""
-    model = recommender_of(request).model
+    recommender = recommender_of(request)
+    model = recommender.model
     return Health(
         status="ok",
         model="ALS",
@@ -26,7 +33,24 @@ async def health(request: Request) -> Health:
         version=model.version,
         trained_at=model.manifest["trained_at"],
         dataset=model.manifest["dataset"],
+        ranker=recommender.ranker is not None,
+        dials=_dial_costs(model.metrics),
     )
+
+
+def _dial_costs(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return by dial and setting what NDCG@10 changes by, to four digits."""
+    dials = metrics.get("second_stage", {}).get("dials", {})
+    return {
+        dial: {f"{step['value']:g}": round(step["changes"]["ndcg@10"]["difference"], 4) for step in steps}
+        for dial, steps in dials.items()
+    }
+
+
+@router.get("/metrics", summary="What is counted, for Prometheus", response_class=Response, responses=_METRICS)
+async def metrics(request: Request) -> Response:
+    """Answer with the metrics of this process in Prometheus' text format."""
+    return Response(telemetry_of(request).render(), media_type=CONTENT_TYPE)
 
 
 @router.head("/livez", include_in_schema=False)

@@ -9,15 +9,19 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from fastapi import Query
+from fastapi import Depends, Query
 from fastapi.openapi.models import Example
 from pydantic import BeforeValidator, Field
+
+from app.recommender import ListOptions
+from app.rerank import Dials
 
 MAX_ID = 2**63 - 1
 MAX_DIGITS = 19
 MAX_LIKED = 500
 MAX_K = 100
 _DIGITS = re.compile(r"[0-9]+")
+_DECIMAL = re.compile(r"[0-9]{1,3}(\.[0-9]{1,17})?|\.[0-9]{1,17}")
 
 
 def parse_id(text: object) -> int:
@@ -54,6 +58,24 @@ def _shorten(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:40]}… ({len(text)} characters)"
 
 
+def parse_flag(text: object) -> bool:
+    """Parse ``true`` or ``false``, and nothing else."""
+    if isinstance(text, bool):  # a default
+        return text
+    if text not in ("true", "false"):
+        raise ValueError(f"expected true or false, got {_shorten(text)}")
+    return text == "true"
+
+
+def parse_dial(text: object) -> float:
+    """Parse a number from 0 to 1 in plain decimals."""
+    if isinstance(text, float):  # a default
+        return text
+    if not isinstance(text, str) or not _DECIMAL.fullmatch(text) or float(text) > 1:
+        raise ValueError(f"expected a number from 0 to 1, such as 0.3, got {_shorten(text)}")
+    return float(text)
+
+
 _EXAMPLE: dict[str, Example] = {"user 1": {"value": 1}}  # on the parameter: Swagger UI fills in no schema example
 # The bounds stand inside the parser, for the documentation: the parser has already refused everything else.
 UserId = Annotated[
@@ -80,3 +102,23 @@ LIKED_IN_OPENAPI: dict[str, Any] = {
     "schema": {"type": "array", "items": {"type": "integer", "format": "int64", "minimum": 1}, "maxItems": MAX_LIKED},
     "example": [1, 2, 3],
 }
+
+
+Flag = Annotated[bool, BeforeValidator(parse_flag)]
+Dial = Annotated[float, Field(ge=0, le=1), BeforeValidator(parse_dial)]
+
+
+async def list_options(
+    ranker: Annotated[
+        Flag, Query(description="Let the second stage order the list, where the version has one.")
+    ] = True,
+    novelty: Annotated[Dial, Query(description="Move the list towards movies that few people know.")] = 0.0,
+    diversity: Annotated[Dial, Query(description="Move it towards movies that differ from each other.")] = 0.0,
+    calibrate: Annotated[Dial, Query(description="Move its genres towards the mix that the user likes.")] = 0.0,
+    explain: Annotated[Flag, Query(description="Say for each movie why it is listed.")] = False,
+) -> ListOptions:
+    """Collect what every list endpoint takes; a coroutine, because others are sent to a thread."""
+    return ListOptions(ranker, Dials(novelty, diversity, calibrate), explain)
+
+
+Options = Annotated[ListOptions, Depends(list_options)]

@@ -8,6 +8,7 @@ from fastapi import Request
 
 from app.errors import ArtifactError
 from app.recommender import Recommender
+from app.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,12 @@ class Serving:
 
     recommender: Recommender | None = None
     error: ArtifactError | None = None
+
+
+def telemetry_of(request: Request) -> Telemetry:
+    """Return what this application counts with."""
+    telemetry: Telemetry = request.app.state.telemetry
+    return telemetry
 
 
 def recommender_of(request: Request) -> Recommender:

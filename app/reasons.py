@@ -1,0 +1,182 @@
+"""Why a movie is listed: the liked movies that its score comes from, and what the second stage saw in it.
+
+``Context + listed movies ─▶ explain ─▶ recommender``. A reason is a statement of fact about this user and this movie
+that can be checked in the data; where none can be made, none is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.artifacts import Movie
+from app.candidates import Context
+from app.features import FEATURES, compute
+from app.history import History
+from app.ranker import Ranker
+from app.tables import Ragged, title_words
+
+N_BECAUSE, N_REASONS = 3, 3
+_OFTEN = 0.05  # share of those who rated the one movie who rated the other next to it
+_NEAR_YEARS = 5
+_MIN_GENRE_RATINGS = 3
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one movie is listed.
+
+    ``because`` are liked movies and what each contributes to the first stage's score, the most first: item index, and a
+    part of the score. ``reasons`` are sentences for the second stage's order, the weightiest first.
+    """
+
+    because: tuple[tuple[int, float], ...]
+    reasons: tuple[str, ...] = ()
+
+
+def explain(
+    context: Context, items: NDArray[np.int64], movies: Sequence[Movie], ranker: Ranker | None
+) -> list[Explanation]:
+    """Explain why movies are listed for a request.
+
+    Parameters
+    ----------
+    items : ndarray of shape (n,), int64
+        What is listed.
+    ranker : Ranker, optional
+        What ordered the list, if it was the second stage.
+    """
+    found = because(context, items)
+    if ranker is None or len(items) == 0:
+        return [Explanation(each) for each in found]
+    weights = ranker.contributions(compute(context, items))
+    return [
+        Explanation(each, _reasons(_Listed(context, movies, int(item)), dict(zip(FEATURES, row, strict=True))))
+        for each, item, row in zip(found, items, weights.tolist(), strict=True)
+    ]
+
+
+def because(context: Context, items: NDArray[np.int64]) -> list[tuple[tuple[int, float], ...]]:
+    """Return for each item the liked movies that contribute most to its ALS score, and how much."""
+    if len(context.liked) == 0 or len(items) == 0:
+        return [()] * len(items)
+    divided = context.contributions(items)  # (n, n_liked)
+    best = np.argsort(-divided, axis=1, kind="stable")[:, :N_BECAUSE]
+    liked = context.liked.item_index
+    return [
+        tuple((int(liked[place]), float(row[place])) for place in places if row[place] > 0)
+        for row, places in zip(divided, best, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """One movie of one list, of which something may be said."""
+
+    context: Context
+    movies: Sequence[Movie]
+    item: int
+
+    def nearest(self, table: Ragged, rated: History) -> tuple[str, float]:
+        """Return the title of the rated movie whose row of a table has most of this one, and how much that is."""
+        place, column, value = table.gather(rated.item_index)
+        here = np.flatnonzero(column == self.item)
+        if len(here) == 0:
+            return "", 0.0
+        best = here[value[here].argmax()]
+        return self.movies[int(rated.item_index[place[best]])].title, float(value[best])
+
+
+def _reasons(listed: _Listed, weights: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the reasons whose features speak most for a movie, each only if it is true."""
+    in_favour = {
+        prefixes: sum(weight for name, weight in weights.items() if name.startswith(prefixes)) for prefixes in _SAYINGS
+    }
+    heaviest = [
+        prefixes for prefixes in sorted(in_favour, key=lambda each: -in_favour[each]) if in_favour[prefixes] > 0
+    ]
+    said = (_SAYINGS[prefixes](listed) for prefixes in heaviest)
+    return tuple(reason for reason in said if reason)[:N_REASONS]
+
+
+def _watched_near(listed: _Listed) -> str | None:
+    context = listed.context
+    title, share = listed.nearest(context.tables.after, context.recent)
+    if share >= _OFTEN:
+        return f"often watched right after {title}"
+    title, share = listed.nearest(context.tables.around, context.recent)
+    return f"often watched around {title}" if share >= _OFTEN else None
+
+
+def _liked_by_the_same(listed: _Listed) -> str | None:
+    found = because(listed.context, np.array([listed.item]))[0]
+    return f"liked by people who like {listed.movies[found[0][0]].title}" if found else None
+
+
+def _rated_by_the_same(listed: _Listed) -> str | None:
+    title, share = listed.nearest(listed.context.tables.together, listed.context.recent_liked)
+    return f"seen by many who have seen {title}" if share >= 0.2 else None
+
+
+def _genre(listed: _Listed) -> str | None:
+    """Name the movie's genre that the user rates furthest above their own mean; else one of what they liked last."""
+    context, names = listed.context, listed.context.tables.genre_names
+    genres, history = context.tables.genres, context.query.history
+    own = np.flatnonzero(genres[listed.item])
+    n_rated = genres[history.item_index][:, own].sum(axis=0)
+    above = (history.rating - history.rating.mean()) @ genres[history.item_index][:, own]
+    mean_above = np.where(n_rated >= _MIN_GENRE_RATINGS, above / np.maximum(n_rated, 1), 0.0)
+    if len(own) and mean_above.max() > 0:
+        return f"{names[own[mean_above.argmax()]]}, which you rate highly"
+    last = context.liked.last(3)
+    shared = own[genres[last.item_index][:, own].all(axis=0)] if len(last) else own[:0]
+    return f"{names[shared[0]]}, like what you liked last" if len(shared) else None
+
+
+def _year(listed: _Listed) -> str | None:
+    context, year = listed.context, listed.movies[listed.item].year
+    last = context.query.history.last(5)
+    years = context.tables.year[last.item_index]
+    if year is None or np.isnan(years).any() or np.abs(years - year).max() > _NEAR_YEARS:
+        return None
+    return f"from {year}, like the movies that you rated last"
+
+
+def _title(listed: _Listed) -> str | None:
+    words = set(title_words(listed.movies[listed.item].title))
+    shared = [
+        (len(words & set(title_words(other.title))), other.title)
+        for other in (listed.movies[int(item)] for item in listed.context.recent.item_index)
+    ]
+    n_shared, title = max(shared, default=(0, ""))
+    return f"a title like {title}" if n_shared >= max(1, len(words) / 2) else None
+
+
+def _well_rated(listed: _Listed) -> str | None:
+    mean = _value(listed, "mean_before")
+    return f"rated {mean:.1f} on average" if mean > float(listed.context.tables.typical[0]) else None
+
+
+def _much_rated(listed: _Listed) -> str | None:
+    n_year = round(float(np.expm1(_value(listed, "rated_last_year"))))
+    return f"rated by {n_year:,} people within a year" if n_year >= 10 else None
+
+
+def _value(listed: _Listed, feature: str) -> float:
+    return float(compute(listed.context, np.array([listed.item]))[0, FEATURES.index(feature)])
+
+
+# What a group of features, by the beginnings of their names, can be put into; groups without words stay silent.
+_SAYINGS: dict[tuple[str, ...], Callable[[_Listed], str | None]] = {
+    ("around", "after"): _watched_near,
+    ("als", "plain", "cosine"): _liked_by_the_same,
+    ("together",): _rated_by_the_same,
+    ("genres",): _genre,
+    ("year", "age"): _year,
+    ("title",): _title,
+    ("mean_before",): _well_rated,
+    ("rated", "trend", "popularity"): _much_rated,
+}

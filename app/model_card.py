@@ -15,21 +15,29 @@ import numpy as np
 from app.artifacts import MANIFEST, TrainedModel
 from app.datasets.locate import DATASETS, SYNTHETIC
 from app.evaluation.metrics import BANDS, HEADLINES, LONG_TAIL_SHARE
-from app.evaluation.results import MODEL
+from app.evaluation.results import MODEL, RANKER
+from app.evaluation.strata import LATER
 from app.plots import label
 from app.wording import (
     OF_USERS,
     PROTOCOLS,
     by_session,
+    candidates_sentence,
     cold_start_sentence,
     command_line,
     count,
+    dial_sentence,
+    has_second_stage,
     hyper_parameters,
     interval_text,
     metric_label,
     number,
     percent,
+    plain_number,
+    reminder,
     reproduce_notes,
+    second_stage_sentences,
+    session_counts,
     session_sentence,
     stage_notes,
     verdict,
@@ -62,9 +70,10 @@ def render_model_card(model: TrainedModel, has_report: bool) -> str:
         _USE,
         _training_data(model),
         _evaluation(model.metrics),
+        _second_stage(model),
         _limits(model),
         _how_to_reproduce(model, has_report),
-        _files(has_report),
+        _files(has_report, has_second_stage(model)),
     )
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -76,6 +85,9 @@ def _in_short(model: TrainedModel) -> str:
     for protocol, means in list(model.metrics.get("protocols", {}).items())[:1]:
         found = _estimate(means, model.metrics["intervals"][protocol], MODEL, "recall@10")
         beside = f", most popular {number(means['popular']['recall@10'])}" if "popular" in means else ""
+        if RANKER in means:
+            second = _estimate(means, model.metrics["intervals"][protocol], RANKER, "recall@10")
+            beside = f" by ALS alone, {second} by {label(RANKER)}{beside}"
         said.append(f"Recall@10 {found}{beside}, protocol `{protocol}`. {session_sentence(model.metrics, protocol)}")
     return " ".join(said)
 
@@ -85,18 +97,24 @@ def _front_matter(model: TrainedModel) -> str:
     if _is_movielens(model.dataset):
         lines.append(f"license_link: {_terms(model.dataset)}")
     lines += ["library_name: implicit", "tags:"]
-    lines += [f"- {tag}" for tag in ("recommendation", "collaborative-filtering", "implicit-feedback", "als")]
+    tags = ["recommendation", "collaborative-filtering", "implicit-feedback", "als"]
+    tags += ["learning-to-rank", "lightgbm"] if has_second_stage(model) else []
+    lines += [f"- {tag}" for tag in tags]
     lines += ["datasets:", f"- {_quote(model.dataset)}"]
     lines += ["metrics:", *(f"- {metric.replace('@', '_at_')}" for metric in HEADLINES)]
     if protocols := model.metrics.get("protocols"):
         lines += ["model-index:", "- name: movie-recommender-als", "  results:"]
         for protocol, means in protocols.items():
             lines += _result(model, protocol, means[MODEL])
+        ranked = {protocol: means[RANKER] for protocol, means in protocols.items() if RANKER in means}
+        lines += ["- name: movie-recommender-als-ranker", "  results:"] if ranked else []
+        for protocol, means in ranked.items():
+            lines += _result(model, protocol, means, f", {label(RANKER)}")
     return "\n".join([*lines, "---"])
 
 
-def _result(model: TrainedModel, protocol: str, means: Mapping[str, float]) -> list[str]:
-    """Return one entry of the model-index."""
+def _result(model: TrainedModel, protocol: str, means: Mapping[str, float], of: str = "") -> list[str]:
+    """Return one entry of the model-index; ``of`` is what the metrics' names add."""
     name = "generated ratings, whose figures mean nothing" if model.dataset == SYNTHETIC else model.dataset
     lines = [
         "  - task:",
@@ -112,7 +130,7 @@ def _result(model: TrainedModel, protocol: str, means: Mapping[str, float]) -> l
     for metric in HEADLINES:
         lines += [
             f"    - type: {metric.replace('@', '_at_')}",
-            f"      name: {_quote(f'{metric_label(metric)}, protocol {protocol}')}",
+            f"      name: {_quote(f'{metric_label(metric)}, protocol {protocol}{of}')}",
             f"      value: {np.format_float_positional(means[metric], trim='0')}",  # YAML 1.1 reads 1e-05 as text
         ]
     return lines
@@ -221,11 +239,54 @@ def _cold_start(metrics: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _second_stage(model: TrainedModel) -> str:
+    if not has_second_stage(model):
+        return ""
+    settings = " ".join(f"{name}={plain_number(value)}" for name, value in model.config["ranker"].items())
+    blocks = ["## Second stage", second_stage_sentences(model.metrics), f"Hyper-parameters: `{settings}`."]
+    if found := model.metrics.get("second_stage"):
+        protocol = found["protocol"]
+        blocks += [*_gains(model.metrics, protocol), candidates_sentence(found), *_features(found["importance"])]
+        costs = " ".join(dial_sentence(found, dial) for dial in found.get("dials", {}))
+        blocks += [f"What re-ranking costs, one dial at a time. {costs}"] if costs else []
+    return "\n\n".join(blocks)
+
+
+def _gains(metrics: Mapping[str, Any], protocol: str) -> Iterable[str]:
+    gains = metrics.get("gains", {}).get(protocol)
+    if not gains:
+        return
+    n_users, _ = session_counts(metrics, protocol)
+    strata = by_session(metrics, protocol)
+    rows = [
+        (name, n, *(_difference(of[metric]) for metric in HEADLINES))
+        for name, n, of in (
+            ("all", f"{n_users:,}" if n_users else "", gains),
+            *((name, f"{of['n_users']:,}", of["gains"]) for name, of in strata.items() if of.get("gains")),
+        )
+    ]
+    yield f"What it gains over ALS, protocol `{protocol}`. {reminder(metrics, protocol)}".rstrip()
+    yield _table((f"{label(RANKER)} less ALS, paired", "users", *map(metric_label, HEADLINES)), rows)
+
+
+def _features(importance: Mapping[str, Any]) -> Iterable[str]:
+    most = sorted(importance.items(), key=lambda named: -named[1]["gain"])[:_N_FEATURES]
+    yield f"Of its {len(importance)} features, those with the largest gain, their share of what training gained:"
+    yield _table(
+        ("feature", "definition", "gain"),
+        [(f"`{name}`", _escape(of["definition"]), percent(of["gain"])) for name, of in most],
+    )
+
+
+_N_FEATURES = 5
+
+
 def _limits(model: TrainedModel) -> str:
     points = []
     if protocols := model.metrics.get("protocols"):
         protocol = next(iter(protocols))
         points = [*_session_limit(model.metrics, protocol), *_popularity_limit(model.metrics, protocol)]
+        points += _second_stage_limit(model.metrics, protocol)
         points.append("All figures are offline: they count what users did without these recommendations.")
     points.append("A user without positives gets the popular movies that they have not rated.")
     listed = "\n".join(f"- {point}" for point in points)
@@ -243,15 +304,36 @@ def _session_limit(metrics: Mapping[str, Any], protocol: str) -> Iterable[str]:
         yield f"What ALS gains in Recall@10 over the most popular movies: {'; '.join(gains)}."
 
 
+def _second_stage_limit(metrics: Mapping[str, Any], protocol: str) -> Iterable[str]:
+    later = by_session(metrics, protocol).get(LATER, {})
+    gains = {metric: of for metric, of in later.get("gains", {}).items() if verdict(of["interval"]) != "above zero"}
+    if gains:
+        listed = "; ".join(f"{metric_label(metric)} {_difference(of)}" for metric, of in gains.items())
+        yield (
+            "What the second stage gains over ALS may be limited to one session: for the "
+            f"{count(later['n_users'])} who came later it is not above zero for sure: {listed}."
+        )
+
+
 def _popularity_limit(metrics: Mapping[str, Any], protocol: str) -> Iterable[str]:
     exposure, tail = metrics.get("exposure", {}).get(protocol, {}), list(BANDS)[-1]
     if MODEL in exposure and "held out" in exposure:
+        subject = "ALS" if RANKER in exposure else "it"
         yield (
-            f"Popularity: {percent(exposure[MODEL][tail])} of what it recommends (first 10) is long tail, against "
-            f"{percent(exposure['held out'][tail])} of the held-out movies. Long tail is what is outside the most "
-            f"popular {100 * LONG_TAIL_SHARE:.0f} % of movies; Recall@10 of the held-out movies there is "
+            f"Popularity: {percent(exposure[MODEL][tail])} of what {subject} recommends (first 10) is long tail, "
+            f"against {percent(exposure['held out'][tail])} of the held-out movies. Long tail is what is outside the "
+            f"most popular {100 * LONG_TAIL_SHARE:.0f} % of movies; Recall@10 of the held-out movies there is "
             f"{number(metrics['protocols'][protocol][MODEL]['recall_long_tail@10'])}."
+            + _tail_of_ranker(metrics, protocol)
         )
+
+
+def _tail_of_ranker(metrics: Mapping[str, Any], protocol: str) -> str:
+    shares = metrics["exposure"][protocol].get(RANKER)
+    if not shares:
+        return ""
+    recall = number(metrics["protocols"][protocol][RANKER]["recall_long_tail@10"])
+    return f" Of {label(RANKER)} it is {percent(shares[list(BANDS)[-1]])}, and Recall@10 there {recall}."
 
 
 def _is_movielens(dataset: str) -> bool:
@@ -299,13 +381,17 @@ _CONTENTS = {
     "movie_map.csv": "titles, genres, years and ids of the movies",
     "metrics.json": "every figure, unrounded, with intervals and definitions",
     "config.json": "hyper-parameters and the machine",
+    "ranker/model.txt": "the second stage's trees, as LightGBM's text",
+    "ranker/tables.npz": "what its features are computed from",
+    "ranker/ranker.json": "its features with their definitions, and its hyper-parameters",
     MANIFEST: "checksums, data set, library versions, time",
     "report/index.html": "the figures as pictures and tables",
 }
 
 
-def _files(has_report: bool) -> str:
-    rows = [(f"`{name}`", text) for name, text in _CONTENTS.items() if has_report or name != "report/index.html"]
+def _files(has_report: bool, has_ranker: bool) -> str:
+    absent = [folder for folder, is_there in (("report/", has_report), ("ranker/", has_ranker)) if not is_there]
+    rows = [(f"`{name}`", text) for name, text in _CONTENTS.items() if not name.startswith(tuple(absent))]
     return f"## Files\n\n{_table(('file', 'content'), rows)}"
 
 

@@ -25,6 +25,7 @@ Estimate = tuple[float, Interval]
 # apart without any colour.
 LABELS = {
     "als": "ALS",
+    "ranker": "ALS + ranker",
     "reference": "reference ALS",
     "item_knn": "item-kNN",
     "ease": "EASE",
@@ -35,6 +36,7 @@ LABELS = {
 }
 _STYLES = {
     "als": ("#0072b2", "o"),
+    "ranker": ("#000000", ">"),
     "reference": ("#cc79a7", "D"),
     "item_knn": ("#009e73", "^"),
     "ease": ("#e69f00", "v"),
@@ -42,8 +44,10 @@ _STYLES = {
     "random": ("#555555", "X"),
     "mean_of_items": ("#56b4e9", "P"),
 }
-_OTHER_STYLE = ("#000000", "*")
+_OTHER_STYLE = ("#661100", "*")
 _SHADES = ("#08306b", "#2c7fb8", "#7fcdbb", "#ece7c3")  # dark to light, also in greyscale
+_BAR_SHADE = "#7fcdbb"  # light enough for an interval to be seen on it
+_NAMED_VALUES = (0.0, 0.3, 0.6, 1.0)  # of a dial: those that stand beside their points
 _WIDTH = 5.2  # inches; on a telephone the text is then still 9 pixels high
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -178,11 +182,12 @@ def draw_scatter(name: str, title: str, axis_labels: tuple[str, str], points: Ma
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        by_height = sorted(points, key=lambda model: -points[model][1])
+        by_height = sorted((model for model in points if model != "ranker"), key=lambda model: -points[model][1])
         for model, (x, y) in points.items():
             _mark(axes, x, (y, None), model)
-            # Neighbours in height get their names on different sides; nothing goes below the axis.
-            is_below = by_height.index(model) % 2 == 1 and y > highest / 10
+            # Neighbours in height get their names on different sides; nothing goes below the axis. The second stage's
+            # stands above it, and moves nobody else's.
+            is_below = model in by_height[1::2] and y > highest / 10
             offset, align = ((6, -4), "top") if is_below else ((6, 4), "bottom")
             axes.annotate(label(model), (x, y), xytext=offset, textcoords="offset points", va=align)
         axes.set_xlim(0, 1.35 * widest)
@@ -215,6 +220,57 @@ def draw_shares(name: str, title: str, x_label: str, shares: Mapping[str, Mappin
         _add_legend(figure, axes, n_columns=4)
 
     return _draw(name, title, 1.3 + 0.32 * len(models), paint)
+
+
+def draw_bars(name: str, title: str, bars: Mapping[str, Mapping[str, Estimate]], model: str) -> str:
+    """Draw what belongs to one model as bars with their intervals, one panel for each measure, ``bars[measure][row]``.
+
+    The other parameters and the result are those of `draw_estimates`.
+    """
+    rows = list(next(iter(bars.values())))
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(1, len(bars), sharey=True, squeeze=False)[0]
+        for axes, (measure, found) in zip(panels, bars.items(), strict=True):
+            lengths = [found[row][0] for row in rows]
+            axes.barh(range(len(rows)), lengths, color=_BAR_SHADE, height=0.7)
+            for place, row in enumerate(rows):
+                _mark_interval(axes, place, found[row][1], model, horizontal=True)
+            axes.axvline(0, color=_style(model)[0], lw=0.8)
+            axes.set_title(measure, fontsize="medium")
+            axes.locator_params(axis="x", nbins=4)
+            axes.grid(visible=False, axis="y")
+        panels[0].set_yticks(range(len(rows)), rows)
+        panels[0].set_ylim(len(rows) - 0.5, -0.5)
+
+    return _draw(name, title, 0.9 + 0.26 * len(rows), paint)
+
+
+def draw_tradeoff(
+    name: str, title: str, axis_labels: tuple[str, str], points: Mapping[float, tuple[float, float]], model: str
+) -> str:
+    """Draw the way that a model takes while a dial is turned, ``points[value]`` = x, y, joined in their order.
+
+    The other parameters and the result are those of `draw_estimates`.
+    """
+    x, y = zip(*points.values(), strict=True)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot(x, y, marker="o", color=_style(model)[0], ms=5, lw=1.3)  # the model's own marker may point elsewhere
+        # Above the curve, on the side to which it falls.
+        offset, align = ((5, 3), "left") if x[-1] >= x[0] else ((-5, 3), "right")
+        for value in _NAMED_VALUES:
+            if value in points:
+                axes.annotate(
+                    f"{value:g}", points[value], xytext=offset, textcoords="offset points", ha=align, va="bottom"
+                )
+        axes.margins(x=0.1)
+        axes.set_ylim(0, 1.15 * max(1e-9, *y))
+        axes.set_xlabel(axis_labels[0])
+        axes.set_ylabel(axis_labels[1])
+
+    return _draw(name, title, 2.8, paint)
 
 
 def _style(model: str) -> tuple[str, str]:

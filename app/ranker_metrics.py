@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from app.candidates import N_FROM_ALS, N_FROM_AROUND
 from app.evaluation import bootstrap
 from app.evaluation.lists import find_hits
-from app.evaluation.metrics import Catalogue, catalogue_metrics, list_metrics, ranking_metrics
+from app.evaluation.metrics import CUTOFFS, Catalogue, catalogue_metrics, list_metrics, ranking_metrics
+from app.evaluation.results import Values
 from app.features import DEFINITIONS, FEATURES
 from app.protocols import RankingTask
 from app.ranker import Ranker, RankerConfig
@@ -87,13 +88,14 @@ def _importance(
     rng = np.random.default_rng(random_state)
     found, gain = examples.found(), ranker.gain()
     n_missed = len(examples.n_relevant) - len(found.n_relevant)  # nothing is lost there, whatever is permuted
-    before = _ndcg(found, ranker.score(found.features, num_threads=0))
+    before = measure_examples(found, ranker.score(found.features, num_threads=0))["ndcg@10"]
     drops = np.zeros((len(found.n_relevant) + n_missed, len(FEATURES)))
     permuted = found.features.copy()
     for place, name in enumerate(FEATURES):
         if gain[name] > 0:
             permuted[:, place] = rng.permutation(found.features[:, place])
-            drops[: len(before), place] = before - _ndcg(found, ranker.score(permuted, num_threads=0))
+            after = measure_examples(found, ranker.score(permuted, num_threads=0))["ndcg@10"]
+            drops[: len(before), place] = before - after
             permuted[:, place] = found.features[:, place]
         on_feature()
     resampled = bootstrap.resampled_means(drops, random_state)
@@ -108,17 +110,18 @@ def _importance(
     }
 
 
-def _ndcg(examples: Examples, scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return NDCG@10 of each request's candidates in the order of their scores."""
+def measure_examples(examples: Examples, scores: NDArray[np.float32]) -> Values:
+    """Return the ranking metrics of each request's candidates in the order of their scores, (n_rows,)."""
     lengths = np.diff(examples.indptr)
     request = np.repeat(np.arange(len(lengths)), lengths)
     cell = request, np.arange(len(request)) - examples.indptr[request]
-    by_request = np.full((len(lengths), max(int(lengths.max(initial=0)), K)), EXCLUDED, dtype=np.float32)
+    depth = max(CUTOFFS)
+    by_request = np.full((len(lengths), max(int(lengths.max(initial=0)), depth)), EXCLUDED, dtype=np.float32)
     is_relevant = np.zeros(by_request.shape, dtype=bool)
     by_request[cell], is_relevant[cell] = scores, examples.labels == 1
-    best = top_k(by_request, K)
+    best = top_k(by_request, depth)
     hits = np.take_along_axis(is_relevant, best, axis=1) & (best != PADDING)
-    return ranking_metrics(hits, examples.n_relevant, (K,))[f"ndcg@{K}"]
+    return ranking_metrics(hits, examples.n_relevant)
 
 
 def measure_dials(

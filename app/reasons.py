@@ -21,8 +21,13 @@ from app.tables import Ragged, title_words
 
 N_BECAUSE, N_REASONS = 3, 3
 _OFTEN = 0.05  # share of those who rated the one movie who rated the other next to it
+_MUCH_TOGETHER = 0.2  # cosine
+_N_PEOPLE = 2.999  # of whom something is said, at least: three, less what a float32 rounds
+_AFTER_PRIOR, _AROUND_PRIOR = 5, 10  # ratings that the tables add to a movie's own, see ``MovieTables``
+_MUCH_OF_SCORE = 0.1
 _NEAR_YEARS = 5
 _MIN_GENRE_RATINGS = 3
+_ABOVE_OWN_MEAN = 0.1  # stars
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,17 @@ def explain(
     found = because(context, items)
     if ranker is None or len(items) == 0:
         return [Explanation(each) for each in found]
-    weights = ranker.contributions(compute(context, items))
+    matrix = compute(context, items)
+    weights = ranker.contributions(matrix)
     return [
-        Explanation(each, _reasons(_Listed(context, movies, int(item)), dict(zip(FEATURES, row, strict=True))))
-        for each, item, row in zip(found, items, weights.tolist(), strict=True)
+        Explanation(
+            each,
+            _reasons(
+                _Listed(context, movies, int(item), each, dict(zip(FEATURES, values, strict=True))),
+                dict(zip(FEATURES, row, strict=True)),
+            ),
+        )
+        for each, item, values, row in zip(found, items, matrix.tolist(), weights.tolist(), strict=True)
     ]
 
 
@@ -74,20 +86,23 @@ def because(context: Context, items: NDArray[np.int64]) -> list[tuple[tuple[int,
 
 @dataclass(frozen=True)
 class _Listed:
-    """One movie of one list, of which something may be said."""
+    """One movie of one list, of which something may be said: where its score comes from, and its features."""
 
     context: Context
     movies: Sequence[Movie]
     item: int
+    because: tuple[tuple[int, float], ...]
+    features: Mapping[str, float]
 
-    def nearest(self, table: Ragged, rated: History) -> tuple[str, float]:
-        """Return the title of the rated movie whose row of a table has most of this one, and how much that is."""
+    def nearest(self, table: Ragged, rated: History, divisor: NDArray[np.floating], least: float) -> str | None:
+        """Return the title of the rated movie whose row of a table has most of this one, if that is enough.
+
+        Enough is ``least``, and times the row's ``divisor``, which undoes what the table divided by, three people.
+        """
         place, column, value = table.gather(rated.item_index)
-        here = np.flatnonzero(column == self.item)
-        if len(here) == 0:
-            return "", 0.0
-        best = here[value[here].argmax()]
-        return self.movies[int(rated.item_index[place[best]])].title, float(value[best])
+        enough = (column == self.item) & (value >= least) & (value * divisor[place] >= _N_PEOPLE)
+        here = np.flatnonzero(enough)
+        return self.movies[int(rated.item_index[place[here[value[here].argmax()]]])].title if len(here) else None
 
 
 def _reasons(listed: _Listed, weights: Mapping[str, float]) -> tuple[str, ...]:
@@ -103,22 +118,26 @@ def _reasons(listed: _Listed, weights: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _watched_near(listed: _Listed) -> str | None:
-    context = listed.context
-    title, share = listed.nearest(context.tables.after, context.recent)
-    if share >= _OFTEN:
+    tables, recent = listed.context.tables, listed.context.recent
+    n_rated = tables.n_rated[recent.item_index].astype(np.float64)
+    if title := listed.nearest(tables.after, recent, n_rated + _AFTER_PRIOR, _OFTEN):
         return f"often watched right after {title}"
-    title, share = listed.nearest(context.tables.around, context.recent)
-    return f"often watched around {title}" if share >= _OFTEN else None
+    title = listed.nearest(tables.around, recent, n_rated + _AROUND_PRIOR, _OFTEN)
+    return f"often watched around {title}" if title else None
 
 
 def _liked_by_the_same(listed: _Listed) -> str | None:
-    found = because(listed.context, np.array([listed.item]))[0]
-    return f"liked by people who like {listed.movies[found[0][0]].title}" if found else None
+    found = listed.because
+    if not found or found[0][1] < _MUCH_OF_SCORE * listed.context.als_scores[listed.item]:
+        return None
+    return f"liked by people who like {listed.movies[found[0][0]].title}"
 
 
 def _rated_by_the_same(listed: _Listed) -> str | None:
-    title, share = listed.nearest(listed.context.tables.together, listed.context.recent_liked)
-    return f"seen by many who have seen {title}" if share >= 0.2 else None
+    tables, liked = listed.context.tables, listed.context.recent_liked
+    both = np.sqrt(tables.n_rated[liked.item_index] * float(tables.n_rated[listed.item]))
+    title = listed.nearest(tables.together, liked, both, _MUCH_TOGETHER)
+    return f"seen by many who have seen {title}" if title else None
 
 
 def _genre(listed: _Listed) -> str | None:
@@ -129,7 +148,7 @@ def _genre(listed: _Listed) -> str | None:
     n_rated = genres[history.item_index][:, own].sum(axis=0)
     above = (history.rating - history.rating.mean()) @ genres[history.item_index][:, own]
     mean_above = np.where(n_rated >= _MIN_GENRE_RATINGS, above / np.maximum(n_rated, 1), 0.0)
-    if len(own) and mean_above.max() > 0:
+    if len(own) and mean_above.max() >= _ABOVE_OWN_MEAN:
         return f"{names[own[mean_above.argmax()]]}, which you rate highly"
     last = context.liked.last(3)
     shared = own[genres[last.item_index][:, own].all(axis=0)] if len(last) else own[:0]
@@ -156,17 +175,16 @@ def _title(listed: _Listed) -> str | None:
 
 
 def _well_rated(listed: _Listed) -> str | None:
-    mean = _value(listed, "mean_before")
-    return f"rated {mean:.1f} on average" if mean > float(listed.context.tables.typical[0]) else None
+    tables, first = listed.context.tables, listed.item << 32
+    start, stop = np.searchsorted(tables.timeline, [first, first + listed.context.known_moment])
+    total = float(tables.timeline_total[stop] - tables.timeline_total[start])
+    better = total > (stop - start) * tables.typical[0]
+    return f"rated {total / (stop - start):.1f} on average" if better and stop - start >= _N_PEOPLE else None
 
 
 def _much_rated(listed: _Listed) -> str | None:
-    n_year = round(float(np.expm1(_value(listed, "rated_last_year"))))
+    n_year = round(float(np.expm1(listed.features["rated_last_year"])))
     return f"rated by {n_year:,} people within a year" if n_year >= 10 else None
-
-
-def _value(listed: _Listed, feature: str) -> float:
-    return float(compute(listed.context, np.array([listed.item]))[0, FEATURES.index(feature)])
 
 
 # What a group of features, by the beginnings of their names, can be put into; groups without words stay silent.

@@ -7,34 +7,41 @@ knows neither clock nor machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.util import find_spec
 from typing import Any
 
 from app.artifacts import TrainedModel
 from app.evaluation.metrics import HEADLINES
-from app.evaluation.results import MODEL
+from app.evaluation.results import MODEL, RANKER
+from app.page import (
+    write_caption,
+    write_details,
+    write_difference,
+    write_estimate,
+    write_figure,
+    write_page,
+    write_session,
+    write_table,
+)
 from app.plots import draw_curves, draw_estimates, draw_scatter, draw_shares, draw_strata, label
+from app.ranker_report import write_second_stage
 from app.wording import (
     OF_USERS,
     PROTOCOLS,
     by_session,
     cold_start_sentence,
     command_line,
+    has_second_stage,
     interval_text,
     metric_label,
     number,
     percent,
+    reminder,
     reproduce_notes,
-    session_counts,
-    session_sentence,
     stage_notes,
-    verdict,
 )
-
-Means = Mapping[str, Mapping[str, Any]]
-
 
 _DRAWN = ("recall@10", "ndcg@10")  # of the metrics, those with a picture
 
@@ -56,32 +63,27 @@ def render_report(model: TrainedModel) -> str:
     sections = [("about", "What this is", _about(model))]
     sections += [(name, f"Protocol {name}", _protocol(metrics, name)) for name in metrics.get("protocols", {})]
     sections += [
+        ("second-stage", "Second stage", write_second_stage(model)),
         ("cold-start", "Cold start", _cold_start(metrics)),
         ("convergence", "Convergence", _convergence(metrics)),
         ("definitions", "Definitions", _definitions(metrics)),
         ("reproduce", "How to reproduce", _reproduce(model)),
     ]
-    written = [(anchor, heading, content) for anchor, heading, content in sections if content]
-    links = " · ".join(f'<a href="#{escape(anchor)}">{escape(heading)}</a>' for anchor, heading, _ in written)
-    body = "\n".join(
-        f'<section id="{escape(anchor)}"><h2>{escape(heading)}</h2>\n{content}</section>'
-        for anchor, heading, content in written
-    )
-    title = f"Movie Recommender: ALS on {escape(model.dataset)}"
-    return _PAGE.format(title=title, style=_STYLE, links=links, body=body)
+    return write_page(f"Movie Recommender: ALS on {model.dataset}", sections)
 
 
 def _about(model: TrainedModel) -> str:
     als, metrics = model.config["als"], model.metrics
+    second = ", and a second stage that puts its best movies in order" if has_second_stage(model) else ""
     found = f"{len(model.users):,} users, {len(model.items):,} movies, {model.confidence.nnz:,} positives"
     parts = [
         *(f'<p class="notice"><strong>{escape(note)}</strong></p>' for note in stage_notes(model)),
-        f"<p>A model of {escape(model.dataset)}: {found}, {als['factors']} factors. "
+        f"<p>A model of {escape(model.dataset)}: {found}, {als['factors']} factors{second}. "
         f"It is {escape(metrics.get('served_model', 'not evaluated'))}.</p>",
     ]
     for protocol in list(metrics.get("protocols", {}))[:1]:
         parts.append(_headline(metrics, protocol))
-        parts.append(_session(metrics, protocol))
+        parts.append(write_session(metrics, protocol))
         parts.append(f"<p>{OF_USERS} Stage: {escape(metrics['stage'])}. {escape(_split(metrics))}</p>")
     return "\n".join(parts)
 
@@ -100,15 +102,15 @@ def _headline(metrics: Mapping[str, Any], protocol: str) -> str:
     boxes = [
         f"<div><dt>{metric_label(metric)}</dt><dd>{number(means[MODEL][metric])} "
         f"<small>{interval_text(intervals[MODEL][metric])}</small></dd>"
-        + (f"<dd><small>most popular: {number(means['popular'][metric])}</small></dd>" if "popular" in means else "")
+        + "".join(
+            f"<dd><small>{escape(label(other))}: {number(means[other][metric])}</small></dd>"
+            for other in (RANKER, "popular")
+            if other in means
+        )
         + "</div>"
         for metric in HEADLINES
     ]
     return f'<p>ALS, protocol {escape(protocol)}:</p>\n<dl class="headline">{"".join(boxes)}</dl>'
-
-
-def _session(metrics: Mapping[str, Any], protocol: str) -> str:
-    return f'<p class="session">{escape(session_sentence(metrics, protocol))}</p>'
 
 
 def _by_session(metrics: Mapping[str, Any], protocol: str) -> str:
@@ -116,16 +118,10 @@ def _by_session(metrics: Mapping[str, Any], protocol: str) -> str:
     return _stratum_tables(strata) if strata else ""
 
 
-def _reminder(metrics: Mapping[str, Any], protocol: str) -> str:
-    """Say it again, shortly, below a picture."""
-    n_users, n_within = session_counts(metrics, protocol)
-    return f"{percent(n_within / n_users)} of the users within one session." if n_users else ""
-
-
 def _protocol(metrics: Mapping[str, Any], protocol: str) -> str:
     parts = [
         f"<p>{escape(PROTOCOLS.get(protocol, ''))}</p>",
-        _session(metrics, protocol),
+        write_session(metrics, protocol),
         _by_session(metrics, protocol),
         _accuracy(metrics, protocol),
         _differences(metrics, protocol),
@@ -145,23 +141,23 @@ def _accuracy(metrics: Mapping[str, Any], protocol: str) -> str:
     }
     title = f"Recall@10 and NDCG@10 of each model with intervals, protocol {protocol}"
     headlines = [
-        (label(model), [_estimate(means[model][metric], intervals[model][metric]) for metric in HEADLINES])
+        (label(model), [write_estimate(means[model][metric], intervals[model][metric]) for metric in HEADLINES])
         for model in means
     ]
     every = [
         (
             metric_label(metric),
-            [_estimate(of[metric], intervals[model].get(metric, ())) for model, of in means.items()],
+            [write_estimate(of[metric], intervals[model].get(metric, ())) for model, of in means.items()],
         )
         for metric in means[MODEL]
     ]
     return (
         "<h3>Against the baselines</h3>"
-        + _figure(
-            draw_estimates(f"{protocol}-accuracy", title, estimates), _caption(metrics, protocol, title), OF_USERS
+        + write_figure(
+            draw_estimates(f"{protocol}-accuracy", title, estimates), write_caption(metrics, protocol, title), OF_USERS
         )
-        + _table(("model", *map(metric_label, HEADLINES)), headlines)
-        + _details("All metrics", _table(("metric", *map(label, means)), every))
+        + write_table(("model", *map(metric_label, HEADLINES)), headlines)
+        + write_details("All metrics", write_table(("metric", *map(label, means)), every))
     )
 
 
@@ -169,14 +165,16 @@ def _differences(metrics: Mapping[str, Any], protocol: str) -> str:
     differences = metrics.get("differences", {}).get(protocol, {})
     if not differences:
         return ""
-    headlines = [(label(model), [_difference(of[metric]) for metric in HEADLINES]) for model, of in differences.items()]
+    headlines = [
+        (label(model), [write_difference(of[metric]) for metric in HEADLINES]) for model, of in differences.items()
+    ]
     names = next(iter(differences.values()))
-    every = [(metric_label(metric), [_difference(of[metric]) for of in differences.values()]) for metric in names]
+    every = [(metric_label(metric), [write_difference(of[metric]) for of in differences.values()]) for metric in names]
     return (
         "<h3>ALS less each baseline</h3><p>Paired, over the same users. Where the interval includes zero, the "
-        f"difference may be chance. {_reminder(metrics, protocol)}</p>"
-        + _table(("baseline", *map(metric_label, HEADLINES)), headlines)
-        + _details("All metrics", _table(("metric", *map(label, differences)), every))
+        f"difference may be chance. {reminder(metrics, protocol)}</p>"
+        + write_table(("baseline", *map(metric_label, HEADLINES)), headlines)
+        + write_details("All metrics", write_table(("metric", *map(label, differences)), every))
     )
 
 
@@ -188,8 +186,8 @@ def _recall_by_k(metrics: Mapping[str, Any], protocol: str) -> str:
     points = {model: {int(k): (value, None) for k, value in curve.items()} for model, curve in curves.items()}
     rows = [(f"Recall@{k}", [number(curve[k]) for curve in curves.values()]) for k in curves[MODEL]]
     svg = draw_curves(f"{protocol}-recall", title, ("k, logarithmic", "Recall@k"), points, log=True)
-    table = _details("The numbers", _table(("", *map(label, curves)), rows))
-    return f"<h3>Recall by k</h3>{_figure(svg, _caption(metrics, protocol, title))}{table}"
+    table = write_details("The numbers", write_table(("", *map(label, curves)), rows))
+    return f"<h3>Recall by k</h3>{write_figure(svg, write_caption(metrics, protocol, title))}{table}"
 
 
 _KINDS = {
@@ -207,7 +205,7 @@ def _strata(metrics: Mapping[str, Any], protocol: str, kind: str) -> str:
     means = metrics.get("definitions", {}).get("strata", {}).get(kind, "")
     return (
         f"<h3>{_KINDS[kind]}</h3><p>Strata: {escape(means)}.</p>"
-        + _figure(svg, _caption(metrics, protocol, title))
+        + write_figure(svg, write_caption(metrics, protocol, title))
         + _stratum_tables(strata)
     )
 
@@ -219,16 +217,16 @@ def _stratum_estimates(stratum: Mapping[str, Any], metric: str) -> dict[str, tup
 
 def _stratum_tables(strata: Mapping[str, Any]) -> str:
     first, *others = (_stratum_table(strata, metric) for metric in HEADLINES)
-    return first + _details("The other metrics", "".join(others))
+    return first + write_details("The other metrics", "".join(others))
 
 
 def _stratum_table(strata: Mapping[str, Any], metric: str) -> str:
     models = next(iter(strata.values()))["means"]
     rows = [
-        (name, [f"{of['n_users']:,}", *(_estimate(*found) for found in _stratum_estimates(of, metric).values())])
+        (name, [f"{of['n_users']:,}", *(write_estimate(*found) for found in _stratum_estimates(of, metric).values())])
         for name, of in strata.items()
     ]
-    return _table((metric_label(metric), "users", *map(label, models)), rows)
+    return write_table((metric_label(metric), "users", *map(label, models)), rows)
 
 
 def _coverage(metrics: Mapping[str, Any], protocol: str) -> str:
@@ -236,12 +234,12 @@ def _coverage(metrics: Mapping[str, Any], protocol: str) -> str:
     title = f"Recall@10 against coverage@10 of each model, protocol {protocol}"
     points = {model: (100 * of["coverage@10"], of["recall@10"]) for model, of in means.items()}
     rows = [
-        (label(model), [percent(of["coverage@10"]), _estimate(of["recall@10"], intervals[model]["recall@10"])])
+        (label(model), [percent(of["coverage@10"]), write_estimate(of["recall@10"], intervals[model]["recall@10"])])
         for model, of in means.items()
     ]
     svg = draw_scatter(f"{protocol}-coverage", title, ("coverage@10, % of the catalogue", "Recall@10"), points)
-    table = _table(("model", "coverage@10", "Recall@10"), rows)
-    return f"<h3>Coverage and accuracy</h3>{_figure(svg, _caption(metrics, protocol, title))}{table}"
+    table = write_table(("model", "coverage@10", "Recall@10"), rows)
+    return f"<h3>Coverage and accuracy</h3>{write_figure(svg, write_caption(metrics, protocol, title))}{table}"
 
 
 def _exposure(metrics: Mapping[str, Any], protocol: str) -> str:
@@ -252,8 +250,8 @@ def _exposure(metrics: Mapping[str, Any], protocol: str) -> str:
     rows = [(label(model), [percent(share) for share in of.values()]) for model, of in shares.items()]
     bands = next(iter(shares.values()))
     svg = draw_shares(f"{protocol}-exposure", title, "share of the first 10, %", shares)
-    caption = f"{_caption(metrics, protocol, title)} Bands: share of the catalogue, most popular first."
-    return f"<h3>Popularity of what is recommended</h3>{_figure(svg, caption)}{_table(('', *bands), rows)}"
+    caption = f"{write_caption(metrics, protocol, title)} Bands: share of the catalogue, most popular first."
+    return f"<h3>Popularity of what is recommended</h3>{write_figure(svg, caption)}{write_table(('', *bands), rows)}"
 
 
 def _cold_start(metrics: Mapping[str, Any]) -> str:
@@ -266,15 +264,15 @@ def _cold_start(metrics: Mapping[str, Any]) -> str:
     title = "Recall@10 of users whom the model has never seen, by the number of movies that they like"
     svg = draw_curves("cold-start-recall", title, ("movies liked", "Recall@10"), curves)
     compared = [
-        (f"{n}, ALS less {label(baseline)}", [_difference(of[metric]) for metric in HEADLINES])
+        (f"{n}, ALS less {label(baseline)}", [write_difference(of[metric]) for metric in HEADLINES])
         for n, at in measured.items()
         for baseline, of in at["differences"].items()
     ]
     return (
         f"<p>Here, {escape(metrics['cold_start']['definition'])}.</p>"
-        + _figure(svg, f"{title}. {cold_start_sentence(measured)}", OF_USERS)
+        + write_figure(svg, f"{title}. {cold_start_sentence(measured)}", OF_USERS)
         + "".join(_stratum_table(measured, metric) for metric in _DRAWN)
-        + _details("Differences", _table(("movies liked", *map(metric_label, HEADLINES)), compared))
+        + write_details("Differences", write_table(("movies liked", *map(metric_label, HEADLINES)), compared))
     )
 
 
@@ -287,7 +285,7 @@ def _convergence(metrics: Mapping[str, Any]) -> str:
     svg = draw_curves("loss", title, ("iteration", "loss"), {MODEL: curve}, from_zero=False)
     rows = [(str(i), [f"{loss:.6f}"]) for i, loss in enumerate(losses, 1)]
     caption = f"{title}. It says whether the fit has settled, not how good it is."
-    return _figure(svg, caption) + _details("The numbers", _table(("iteration", "loss"), rows))
+    return write_figure(svg, caption) + write_details("The numbers", write_table(("iteration", "loss"), rows))
 
 
 def _definitions(metrics: Mapping[str, Any]) -> str:
@@ -301,85 +299,3 @@ def _definitions(metrics: Mapping[str, Any]) -> str:
 def _reproduce(model: TrainedModel) -> str:
     notes = " ".join(reproduce_notes(model))
     return f"<pre>{escape(command_line(model))}</pre><p>{escape(notes)}</p>"
-
-
-def _caption(metrics: Mapping[str, Any], protocol: str, title: str) -> str:
-    return f"{escape(title)}. {_reminder(metrics, protocol)}"
-
-
-def _estimate(value: float, interval: Sequence[float] | None) -> str:
-    """Write a value and its interval; an empty interval says that the value is no mean over users."""
-    beside = "" if interval == () else f" <small>{interval_text(interval)}</small>"
-    return number(value) + beside
-
-
-def _difference(found: Mapping[str, Any]) -> str:
-    interval = found["interval"]
-    return (
-        f"{number(found['difference'], '+')} <small>{interval_text(interval)}</small><small>{verdict(interval)}</small>"
-    )
-
-
-def _figure(svg: str, *captions: str) -> str:
-    return f"<figure>{svg}<figcaption>{' '.join(captions)}</figcaption></figure>"
-
-
-def _details(summary: str, content: str) -> str:
-    return f"<details><summary>{summary}</summary>{content}</details>"
-
-
-def _table(header: Iterable[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """Write a table; the header and the first cell of each row are text, the other cells HTML."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-        for name, cells in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-    )
-
-
-_STYLE = """
-:root { color-scheme: light dark; --soft: #5b5b5b; --line: #ddd; --tint: #fff6df; }
-@media (prefers-color-scheme: dark) { :root { --soft: #a8a8a8; --line: #444; --tint: #3a3017; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h2 { margin-top: 3rem; border-bottom: 1px solid var(--line); }
-small, figcaption { color: var(--soft); font-size: .85em; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); }
-td small { display: block; white-space: nowrap; }
-thead th { font-weight: 600; }
-tbody th { font-weight: 400; }
-tr > :first-child { position: sticky; left: 0; background: Canvas; }
-figcaption { margin-top: .4rem; }
-figure { margin: 1rem 0; max-width: 36rem; }
-figure svg { display: block; width: 100%; height: auto; box-sizing: border-box; padding: .5rem; background: #fff;
-  border: 1px solid var(--line); border-radius: .5rem; }
-svg * { stroke-linejoin: round; stroke-linecap: butt; }
-summary { cursor: pointer; }
-pre { overflow-x: auto; white-space: pre-wrap; padding: .8rem; border: 1px solid var(--line); border-radius: .5rem; }
-.notice, .session { background: var(--tint); padding: .6rem .8rem; border-radius: .5rem; }
-.headline { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
-.headline dd { margin: 0; font-size: 1.3rem; }
-.headline small { font-size: .85rem; }
-dl:not(.headline) dt { font-weight: 600; }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<nav>{links}</nav>
-{body}
-</body>
-</html>
-"""

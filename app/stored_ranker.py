@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import ArtifactError
 from app.features import require_same_features
 from app.npz import write_npz
 from app.tables import MovieTables
@@ -60,15 +61,21 @@ def check_ranker(folder: Path, ranker: StoredRanker, n_users: int, n_items: int,
     stated = ranker.description
     if not isinstance(stated.get("features"), dict) or not isinstance(stated.get("features_hash"), str):
         raise damaged(folder / "ranker.json", "it names no features", "features and features_hash")
-    require_same_features(list(stated["features"]), stated["features_hash"])
+    try:
+        require_same_features(list(stated["features"]), stated["features_hash"])
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / 'ranker.json'}: {error}") from error
     path, tables = folder / "tables.npz", ranker.tables
+    for name in ("genre_names", "tag_idf", "timeline"):
+        if getattr(tables, name).ndim != 1:
+            raise damaged(path, f"{name} has {getattr(tables, name).ndim} dimensions", "one")
     n_tags = len(tables.tag_idf)
-    n_words = int(tables.words.index.max(initial=-1)) + 1
     for name, array, shape in (
         (_PLAIN_FACTORS, ranker.plain_factors, (n_users, factors)),
         ("genres", tables.genres, (n_items, len(tables.genre_names))),
         ("year", tables.year, (n_items,)),
         ("typical", tables.typical, (3,)),
+        ("tag_idf", tables.tag_idf, (n_tags,)),
         ("timeline_total", tables.timeline_total, (len(tables.timeline) + 1,)),
     ):
         if array.shape != shape or array.dtype.kind != "f":
@@ -77,13 +84,14 @@ def check_ranker(folder: Path, ranker: StoredRanker, n_users: int, n_items: int,
             raise damaged(path, f"{name} holds NaN or infinity", "finite numbers")
     for name, n_rows, n_columns in (
         *((name, n_items, n_items) for name in ("around", "after", "together")),
-        ("words", n_items, n_words),
+        ("words", n_items, tables.words.index.size),  # as many as there are at most: each is in some title
         ("tags", n_items, n_tags),
         ("tags_of_user", n_users, n_items * n_tags),
     ):
         table = getattr(tables, name)
         check_rows(path, table.indptr, table.index, n_rows, n_columns)
-        if table.value.shape != table.index.shape or not np.isfinite(table.value).all():
+        is_float = table.value.dtype.kind == "f"
+        if table.value.shape != table.index.shape or not is_float or not np.isfinite(table.value).all():
             raise damaged(path, f"{name} has no finite value for each index", "as many finite values as indices")
     if tables.timeline.dtype != np.int64 or (np.diff(tables.timeline) < 0).any():
         raise damaged(path, "timeline does not rise", "int64 keys, rising")

@@ -12,10 +12,12 @@ import numpy as np
 
 from app.als import PRESETS
 from app.artifacts import MANIFEST, TrainedModel
+from app.candidates import N_FROM_ALS, N_FROM_AROUND
 from app.datasets.locate import DATASETS, SYNTHETIC
 from app.evaluation import BASELINES
-from app.evaluation.results import MODEL
+from app.evaluation.results import MODEL, RANKER
 from app.evaluation.strata import WITHIN
+from app.plots import label
 
 PROTOCOLS = {
     "rated": "What the service would have answered just before the user rated the held-out movie, one of their last "
@@ -73,13 +75,71 @@ def session_sentence(metrics: Mapping[str, Any], protocol: str) -> str:
     if not strata:
         return "How much of this is within one session was not measured."
     n_users, n_within = session_counts(metrics, protocol)
-    recalls = "; ".join(
-        f"{name} {number(of['means'][MODEL]['recall@10'])} ({count(of['n_users'])})" for name, of in strata.items()
-    )
+    has_ranker = all(RANKER in of["means"] for of in strata.values())
+    beside = f" Recall@10 of {label(RANKER)}: {_recalls(strata, RANKER)}." if has_ranker else ""
     return (
         f"{n_within:,} of {count(n_users)} ({percent(n_within / n_users)}) had rated another movie within the hour "
-        f"before what was held out, that is within one session. Recall@10 of ALS: {recalls}."
+        f"before what was held out, that is within one session. Recall@10 of ALS: {_recalls(strata, MODEL)}.{beside}"
     )
+
+
+def _recalls(strata: Mapping[str, Any], model: str) -> str:
+    return "; ".join(
+        f"{name} {number(of['means'][model]['recall@10'])} ({count(of['n_users'])})" for name, of in strata.items()
+    )
+
+
+def reminder(metrics: Mapping[str, Any], protocol: str) -> str:
+    """Say it again, shortly, below a picture."""
+    n_users, n_within = session_counts(metrics, protocol)
+    return f"{percent(n_within / n_users)} of the users within one session." if n_users else ""
+
+
+def has_second_stage(model: TrainedModel) -> bool:
+    return "ranker" in model.config
+
+
+def second_stage_sentences(metrics: Mapping[str, Any]) -> str:
+    """Say what the second stage is, and what the one that was measured had learned from."""
+    found = (
+        f"For each request {N_FROM_ALS} movies of ALS and the {N_FROM_AROUND} most often rated around the user's last "
+        "ratings become candidates; trees of LightGBM (the library lightgbm) put them in the order of how likely each "
+        "is the next that the user likes, by what was rated just before, content, and time."
+    )
+    if "second_stage" not in metrics:
+        return f"{found} It was not evaluated."
+    learned = metrics["second_stage"]["trained_on"]
+    return (
+        f"{found} What was measured had learned from {learned['n_candidates']:,} candidates of "
+        f"{learned['n_requests']:,} earlier requests, in {learned['n_stages']} stages back from the held-out movies."
+    )
+
+
+def candidates_sentence(second_stage: Mapping[str, Any]) -> str:
+    """Say how many movies the second stage chooses from, and how many of the held-out ones are among them."""
+    recall = {source: percent(share) for source, share in second_stage["candidates"]["recall"].items()}
+    return (
+        f"Among the {second_stage['candidates']['n_mean']:.1f} candidates of a request are {recall['union']} of the "
+        f"held-out movies: {recall['als']} among those of ALS, {recall['around']} among those rated around the last "
+        "ratings. The second stage can find no other."
+    )
+
+
+DIALS = {"novelty": "novelty@10", "diversity": "diversity@10", "calibrate": "miscalibration@10"}
+"""What each dial of re-ranking is there to move."""
+
+
+def dial_sentence(second_stage: Mapping[str, Any], dial: str, value: float = 0.3) -> str:
+    """Say what a dial brings and what it costs."""
+    steps = {step["value"]: step for step in second_stage["dials"][dial]}
+    before, after, metric = steps[0.0]["means"], steps[value]["means"], DIALS[dial]
+    cost = steps[value]["changes"]["ndcg@10"]
+    share = cost["difference"] / before["ndcg@10"] if before["ndcg@10"] > 0 else 0.0
+    return (
+        f"At {value:g}, {dial} changes NDCG@10 by {number(cost['difference'], '+')} "
+        f"({interval_text(cost['interval'])}; {verdict(cost['interval'])}), that is by {100 * share:+z.1f} %, "
+        f"and takes {metric} from {number(before[metric])} to {number(after[metric])}."
+    ).replace("by -", "by −")
 
 
 def metric_label(metric: str) -> str:
@@ -120,6 +180,8 @@ def command_line(model: TrainedModel, has_report: bool = True) -> str:
         options.append(f"--preset {preset}")
     options += hyper_parameters(als)
     options.append(f"--min-rating {plain_number(model.config['min_rating'])}")
+    if has_second_stage(model):
+        options.append("--ranker")
     if als.get("device", "cpu") != "cpu":
         options.append(f"--device {als['device']}")
     if model.config.get("fitted_on", "all positives") != "all positives":

@@ -1,4 +1,4 @@
-"""Small models made by hand, and the service in this process: what several rooms' tests build on."""
+"""Small models, made by hand or trained, and the service in this process: what several rooms' tests build on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import numpy as np
 import pandas as pd
 from fastapi import FastAPI
 
-from app.als import AlsConfig, Factors, confidence
+from app.als import AlsConfig, Factors, confidence, learn
 from app.artifacts import MANIFEST, LoadedModel, Movie, TrainedModel, content_digest
-from app.core import IdMap, build_positives, positives
+from app.core import Dataset, IdMap, build_positives, clean, positives
+from app.datasets.synthetic import synthesize
 from app.history import build_history
+from app.ranker import RankerConfig
+from app.second_stage import Learner, served_ranker
 
 BIG_USER, BIG_MOVIE = 2**62 + 1, 2**53 + 1  # ids that a float64 or int32 would change
 
@@ -88,6 +92,64 @@ def make_model(
         dataset=dataset,
         fingerprint=hashlib.sha256(repr(ratings).encode()).hexdigest(),
         documents={"MODEL_CARD.md": "# Ψ\n", "report/index.html": "<!doctype html>"},
+    )
+
+
+LIKES_NOTHING, LIKES_ONE = 10_001, 10_002  # users of the trained model
+
+
+@cache
+def trained() -> tuple[Dataset, TrainedModel]:
+    """Train both stages, quickly, on invented ratings and tags; some movies have no genre or no year."""
+    return train(invent())
+
+
+def invent() -> Dataset:
+    """Invent ratings in which a session's movies follow each other, tags, and two users more."""
+    raw = synthesize(8_000, random_state=1, transitions=0.6)
+    rng = np.random.default_rng(0)
+    tagged = raw.ratings.iloc[np.sort(rng.choice(len(raw.ratings), 900, replace=False))]
+    tags = tagged[["user_id", "movie_id"]].assign(tag=rng.choice(["dark", "Funny", "slow", "epic"], len(tagged)))
+    more = [
+        (LIKES_NOTHING, 1, 2.0, 1_200_000_000),
+        (LIKES_NOTHING, 2, 3.5, 1_200_000_000),
+        (LIKES_ONE, 3, 5.0, 1_200_000_000),
+    ]
+    columns = ["user_id", "movie_id", "rating", "timestamp"]
+    ratings = pd.concat([raw.ratings, pd.DataFrame(more, columns=columns).astype(raw.ratings.dtypes)])
+    movies = raw.movies.copy()
+    movies.loc[3::20, "genres"] = ""
+    movies.loc[4::20, "title"] = movies["title"].str.slice(0, -len(" (1990)"))
+    changed = replace(
+        raw,
+        ratings=ratings.reset_index(drop=True),
+        movies=movies,
+        tags=tags.assign(timestamp=tagged["timestamp"] + 1).reset_index(drop=True),
+    )
+    return clean("invented", changed)
+
+
+def train(dataset: Dataset, als: AlsConfig | None = None) -> tuple[Dataset, TrainedModel]:
+    """Train both stages on everything, quickly."""
+    als = als or AlsConfig(factors=8, iterations=3, num_threads=1)
+    ranker = RankerConfig(n_stages=2, num_iterations=20)
+    liked = positives(dataset.ratings)
+    users, items = IdMap.of(dataset.ratings["user_id"]), IdMap.of(liked["movie_id"])
+    learned, history = build_positives(liked, users, items), build_history(dataset.ratings, users, items)
+    factors = learn(learned, als)
+    learner = Learner(dataset, users, items, als)
+    return dataset, TrainedModel(
+        users=users,
+        items=items,
+        factors=factors,
+        confidence=learned.with_values(confidence(learned, als)),
+        history=history,
+        movies=dataset.movies[dataset.movies["movie_id"].isin(items.ids)],
+        config={"model": "ALS", "als": asdict(als), "min_rating": 4.0, "ranker": asdict(ranker)},
+        metrics={"stage": "none", "protocols": {}},
+        dataset=dataset.name,
+        fingerprint=dataset.fingerprint,
+        ranker=served_ranker(learner, history, factors, learned, ranker, held_out=None, refit=True),
     )
 
 

@@ -67,7 +67,7 @@ def test_first_n_are_liked_and_the_first_strictly_later_one_must_be_found(
     n: int, expected: list[tuple[list[int], list[int]]]
 ) -> None:
     items = IdMap(np.arange(1, 6))
-    liked, relevant, gap_seconds = cold_start._first_and_next(UNSEEN, items, n)
+    liked, relevant, gap_seconds = cold_start.first_and_next(UNSEEN, items, n)
     assert liked.shape == relevant.shape == (len(expected), 5)
     found = [
         (items.ids[liked[row].indices].tolist(), items.ids[relevant[row].indices].tolist())
@@ -82,7 +82,7 @@ def test_gap_is_from_the_last_like_to_the_movie_to_be_found() -> None:
     unseen = pd.DataFrame(
         {"user_id": [1, 1, 1, 2, 2, 2], "movie_id": [1, 2, 3, 1, 2, 3], "timestamp": [0, 10, 4000, 0, 0, 3600]}
     )
-    gaps = {n: cold_start._first_and_next(unseen, IdMap(np.arange(1, 4)), n)[2].tolist() for n in (1, 2)}
+    gaps = {n: cold_start.first_and_next(unseen, IdMap(np.arange(1, 4)), n)[2].tolist() for n in (1, 2)}
     assert gaps == {1: [10, 3600], 2: [3990, 3600]}  # user 2 has a tie, and the tied movie is not to be found
 
 

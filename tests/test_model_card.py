@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import count
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from app.als import PRESETS, AlsConfig, learn
 from app.artifacts import REQUIRED_FILES, TrainedModel
 from app.core import Dataset, leave_one_out, positives, split_at_moment
 from app.datasets.synthetic import synthesize
+from app.evaluation.metrics import HEADLINES
 from app.model_card import command_line, interval_text, number, render_model_card, verdict
 from app.protocols import build_task, build_temporal_tasks
+from app.stored_ranker import RANKER_FILES
 from tests.models import make_model
 from train_als import cli
 
@@ -71,6 +74,63 @@ def without_baselines(model: TrainedModel, kept: tuple[str, ...] = ()) -> Traine
     dropped = set(evaluation.BASELINES) - set(kept)
     cold_start = model.metrics["cold_start"]
     return replace(model, metrics={**trim(model.metrics), "cold_start": cold_start})
+
+
+def with_second_stage(model: TrainedModel) -> TrainedModel:
+    """Give a model's first protocol a second stage, with figures that are like no other."""
+    metrics, distinct = model.metrics, count(1)
+
+    def change() -> dict[str, Any]:
+        value = next(distinct) / 1000
+        return {"difference": value, "interval": [value - 0.0002, value + 0.0002]}
+
+    def imitate(of: dict[str, Any]) -> None:
+        """Put the ranker beside ALS, a little better."""
+        als = of["als"]
+        is_mean = {name: isinstance(value, float) for name, value in als.items()}
+        of["ranker"] = {name: value + next(distinct) / 1000 if is_mean[name] else value for name, value in als.items()}
+
+    protocol = next(iter(metrics["protocols"]))
+    strata = [stratum for kind in metrics["strata"][protocol].values() for stratum in kind.values()]
+    parts = ("protocols", "intervals", "recall_by_k", "exposure")
+    for of in (
+        *(metrics[part][protocol] for part in parts),
+        *(s[part] for s in strata for part in ("means", "intervals")),
+    ):
+        imitate(of)
+    for stratum in strata:
+        stratum["gains"] = {metric: change() for metric in HEADLINES}
+    metrics["gains"] = {protocol: {metric: change() for metric in metrics["intervals"][protocol]["als"]}}
+    metrics["second_stage"] = {
+        "hyper_parameters": RANKER_CONFIG,
+        "trained_on": {"n_stages": 2, "n_requests": 1_234, "n_candidates": 98_765},
+        "protocol": protocol,
+        "candidates": {"n_mean": 242.44, "recall": {"als": 0.5012, "around": 0.5523, "union": 0.6634}},
+        "importance": {
+            f"feature_{i}": {
+                "definition": f"|x_{i}| < {i}",
+                "gain": (i + 1) / 153,
+                "ndcg@10_drop": (i - 3) / 7_000,
+                "interval": [(i - 4) / 7_000, i / 7_000],
+            }
+            for i in range(17)
+        },
+        "dials": {dial: [_step(n, change()) for n in range(11)] for dial in ("novelty", "diversity", "calibrate")},
+    }
+    return replace(model, config={**model.config, "ranker": RANKER_CONFIG})
+
+
+RANKER_CONFIG = {"n_stages": 2, "num_iterations": 20, "learning_rate": 0.06}
+
+
+def _step(n: int, change: dict[str, Any]) -> dict[str, Any]:
+    """Return what turning a dial to n tenths does; calibrate takes its measure down, the others take theirs up."""
+    means = {"novelty@10": 10 + n / 7, "diversity@10": 0.5 + n / 70, "miscalibration@10": 0.9 - n / 13}
+    return {
+        "value": n / 10,
+        "means": {**means, "ndcg@10": 0.2 - n / 90, "coverage@10": 0.1 + n / 110},
+        "changes": {"ndcg@10": change if n else {"difference": 0.0, "interval": None}},
+    }
 
 
 def without_intervals(values: Any) -> Any:
@@ -227,18 +287,121 @@ def test_it_lists_the_files_that_are_there(has_report: bool) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [make_model(), evaluated(), evaluated("temporal"), without_baselines(evaluated())],
-    ids=["not evaluated", "leave-one-out", "temporal", "no baselines"],
+    [
+        make_model(),
+        evaluated(),
+        evaluated("temporal"),
+        without_baselines(evaluated()),
+        with_second_stage(evaluated()),
+        replace(make_model(), config={**make_model().config, "ranker": RANKER_CONFIG}),
+    ],
+    ids=["not evaluated", "leave-one-out", "temporal", "no baselines", "second stage", "second stage not evaluated"],
 )
 def test_no_heading_is_empty(model: TrainedModel) -> None:
     for heading, below in headings(render_model_card(model, has_report=True)):
         assert below.strip(), heading
 
 
+def test_without_a_second_stage_nothing_is_said_of_one() -> None:
+    card = render_model_card(evaluated(), has_report=True).lower()
+    assert not [word for word in ("ranker", "second stage", "lightgbm", "learning-to-rank") if word in card]
+
+
+def section(card: str, heading: str) -> str:
+    """Return what stands below a heading of the second level."""
+    return card.split(f"\n## {heading}\n", maxsplit=1)[1].split("\n## ", maxsplit=1)[0]
+
+
+def difference(found: dict[str, Any]) -> str:
+    return f"{number(found['difference'], '+')} ({interval_text(found['interval'])}; {verdict(found['interval'])})"
+
+
+@pytest.mark.parametrize("split_name", ["leave-one-out", "temporal"])
+def test_what_the_second_stage_gains_stands_for_all_and_by_session(split_name: str) -> None:
+    model = with_second_stage(evaluated(split_name))
+    protocol = model.metrics["second_stage"]["protocol"]
+    below = section(render_model_card(model, has_report=True), "Second stage")
+    strata = model.metrics["strata"][protocol]["session"]
+    n_users = sum(of["n_users"] for of in strata.values())
+    gains = {"all": (n_users, model.metrics["gains"][protocol])}
+    gains |= {name: (of["n_users"], of["gains"]) for name, of in strata.items()}
+    for name, (n, of) in gains.items():
+        assert f"| {name} | {n:,} | {' | '.join(difference(of[metric]) for metric in HEADLINES)} |" in below
+    assert "of the users within one session" in below
+
+
+def test_the_card_names_the_candidates_the_five_foremost_features_and_the_price_of_the_dials() -> None:
+    below = section(render_model_card(with_second_stage(evaluated()), has_report=True), "Second stage")
+    assert "98,765 candidates of 1,234 earlier requests" in below
+    assert "num_iterations=20 learning_rate=0.06" in below
+    assert all(said in below for said in ("242.4 candidates", "66.3 %", "50.1 % among those of ALS", "55.2 % among"))
+    assert re.findall(r"^\| `feature_(\d+)` \|", below, flags=re.MULTILINE) == ["16", "15", "14", "13", "12"]
+    prices = re.findall(r"At 0\.3, (\w+) changes NDCG@10 by [+−.\d]+ \([^)]+; above zero\)", below)
+    assert prices == ["novelty", "diversity", "calibrate"]
+    assert "takes novelty@10 from 10.0000 to 10.4286" in below
+    assert "takes miscalibration@10 from 0.9000 to 0.6692" in below
+
+
+def test_definitions_of_features_break_no_table() -> None:
+    below = section(render_model_card(with_second_stage(evaluated()), has_report=True), "Second stage")
+    rows = [line for line in below.splitlines() if line.startswith("| `feature_")]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [4] * 5
+
+
+def test_a_second_stage_has_results_tags_and_files_of_its_own() -> None:
+    model = with_second_stage(evaluated())
+    card = render_model_card(model, has_report=True)
+    parsed = front_matter(card)
+    assert "learning-to-rank" in parsed["tags"]
+    first, second = parsed["model-index"]
+    assert [result["dataset"]["config"] for result in first["results"]] == ["rated", "positives"]
+    (result,) = second["results"]
+    assert second["name"] != first["name"]
+    assert all("ranker" in metric["name"] for metric in result["metrics"])
+    values = {metric["type"].replace("_at_", "@"): metric["value"] for metric in result["metrics"]}
+    assert values == {name: model.metrics["protocols"]["rated"]["ranker"][name] for name in HEADLINES}
+    assert all(f"`{name}`" in section(card, "Files") for name in RANKER_FILES)
+
+
+@pytest.mark.parametrize(
+    ("interval", "is_said"), [([-0.01, 0.05], True), ([-0.05, -0.01], True), (None, True), ([0.01, 0.05], False)]
+)
+def test_gains_that_are_sure_within_a_session_alone_are_a_limit(interval: list[float] | None, is_said: bool) -> None:
+    model = with_second_stage(evaluated())
+    later = model.metrics["strata"]["rated"]["session"].setdefault(
+        "later", copy.deepcopy(model.metrics["strata"]["rated"]["session"]["within one session"])
+    )
+    for of in later["gains"].values():
+        of["interval"] = [0.01, 0.02]
+    later["gains"]["ndcg@20"] = {"difference": 0.0321, "interval": interval}
+    limits = section(render_model_card(model, has_report=True), "Limits")
+    assert ("may be limited to one session" in limits) == is_said
+    assert (f"NDCG@20 +0.0321 ({interval_text(interval)}; {verdict(interval)})" in limits) == is_said
+    assert "Recall@10 +" not in limits  # which is above zero
+
+
+def test_sessions_are_said_of_the_second_stage_too() -> None:
+    model = with_second_stage(evaluated())
+    strata = model.metrics["strata"]["rated"]["session"]
+    said = "; ".join(f"{name} {number(of['means']['ranker']['recall@10'])} (" for name, of in strata.items())
+    block = render_model_card(model, has_report=True).split("### Protocol `rated`")[1]
+    assert f"Recall@10 of ALS + ranker: {said.split(';')[0]}" in block
+    assert "ALS + ranker" not in block.split("### Protocol `positives`")[1].split("\n## ")[0]
+
+
+def test_a_second_stage_that_was_not_evaluated_says_so() -> None:
+    model = replace(make_model(), config={**make_model().config, "ranker": RANKER_CONFIG})
+    card = render_model_card(model, has_report=False)
+    assert "It was not evaluated." in section(card, "Second stage")
+    assert len(re.findall("movie-recommender-als", card)) == 0
+    assert asked(command_line(model))["ranker"] is True
+
+
 def test_null_intervals_are_said_to_be_missing() -> None:
-    model = evaluated()
+    model = with_second_stage(evaluated())
     card = render_model_card(replace(model, metrics=without_intervals(model.metrics)), has_report=True)
     assert "(no interval)" in card
+    assert "(no interval; undecided)" in section(card, "Second stage")
     assert "(no interval; undecided)" in card
 
 
@@ -267,6 +430,8 @@ def test_the_command_line_asks_for_the_same_model(config: AlsConfig) -> None:
 def test_the_command_line_repeats_what_was_evaluated() -> None:
     assert asked(command_line(make_model()))["evaluate"] == "none"
     assert asked(command_line(evaluated("temporal")))["split"] == "temporal"
+    assert asked(command_line(with_second_stage(evaluated())))["ranker"] is True
+    assert asked(command_line(evaluated()))["ranker"] is False
     assert asked(command_line(without_baselines(evaluated())))["baselines"] == "none"
     assert asked(command_line(without_baselines(evaluated(), ("ease", "popular"))))["baselines"] == "ease,popular"
     model = evaluated()

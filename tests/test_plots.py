@@ -16,7 +16,16 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from app import plots
-from app.plots import LABELS, draw_curves, draw_estimates, draw_scatter, draw_shares, draw_strata
+from app.plots import (
+    LABELS,
+    draw_bars,
+    draw_curves,
+    draw_estimates,
+    draw_scatter,
+    draw_shares,
+    draw_strata,
+    draw_tradeoff,
+)
 
 Interval = tuple[float, float]
 
@@ -167,6 +176,63 @@ def test_scattered_points_stand_where_their_numbers_are_and_bear_their_names(fig
     assert {text.get_text(): text.xy for text in axes.texts} == {
         LABELS[model]: point for model, point in POINTS.items()
     }
+
+
+def test_the_second_stage_moves_nobody_elses_name(figures: list[Figure]) -> None:
+    draw_scatter("a", "A", ("novelty", "recall"), POINTS)
+    draw_scatter("a", "A", ("novelty", "recall"), {**POINTS, "ranker": (20.0, 0.4)})
+    before, after = ({text.get_text(): text.xyann for text in figure.axes[0].texts} for figure in figures)
+    assert before.items() <= after.items()
+    assert after.keys() - before.keys() == {LABELS["ranker"]}
+
+
+def test_models_differ_in_colour_and_in_marker() -> None:
+    styles = [*plots._STYLES.values(), plots._OTHER_STYLE]
+    assert len({colour for colour, _ in styles}) == len({marker for _, marker in styles}) == len(styles)
+
+
+BARS: dict[str, dict[str, tuple[float, Interval | None]]] = {
+    "gain": {"around": (15.0, None), "age": (5.0, None), "year": (0.0, None)},
+    "drop": {"around": (0.25, (0.125, 0.5)), "age": (-0.125, (-0.25, 0.0625)), "year": (0.0, None)},
+}
+
+
+def test_bars_are_as_long_as_their_numbers_with_intervals_at_their_row(figures: list[Figure]) -> None:
+    draw_bars("a", "A", BARS, "ranker")
+    panels = figures[0].axes
+    rows = ticks(panels[0].yaxis)
+    assert list(rows) == list(BARS["gain"])
+    assert panels[0].get_ylim()[0] > panels[0].get_ylim()[1]  # the first row is on top
+    for axes, (measure, found) in zip(panels, BARS.items(), strict=True):
+        assert axes.get_title() == measure
+        (container,) = axes.containers
+        assert isinstance(container, BarContainer)
+        for (row, (value, _)), bar in zip(found.items(), container.patches, strict=True):
+            assert bar.get_y() + bar.get_height() / 2 == pytest.approx(rows[row])
+            assert (bar.get_x(), bar.get_width()) == (0, pytest.approx(value))
+        spans = [(xs, ys) for _, xs, ys in bars(axes)]
+        assert spans == [(span, (rows[row],) * 2) for row, (_, span) in found.items() if span]
+        low, high = axes.get_xlim()
+        assert all(low <= x <= high for xs, _ in spans for x in xs)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["dial moves right", "dial moves left"])
+def test_a_tradeoff_goes_through_its_points_in_the_order_of_the_dial(sign: int, figures: list[Figure]) -> None:
+    points = {n / 10: (sign * (10 + n / 4), 0.5 - n * n / 256) for n in range(11)}
+    draw_tradeoff("a", "A", ("novelty", "NDCG"), points, "ranker")
+    (axes,) = figures[0].axes
+    (line,) = axes.lines
+    assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == list(points.values())
+    assert_shows(axes)
+    assert axes.get_ylim()[0] == 0
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("novelty", "NDCG")
+    assert {text.get_text(): text.xy for text in axes.texts} == {f"{n:g}": points[n] for n in (0.0, 0.3, 0.6, 1.0)}
+    assert all(text.xyann[0] * sign > 0 for text in axes.texts)  # away from the curve
+
+
+def test_a_tradeoff_may_lack_steps_and_be_zero(figures: list[Figure]) -> None:
+    draw_tradeoff("a", "A", ("novelty", "NDCG"), {0.0: (1.0, 0.0), 0.5: (1.0, 0.0)}, "ranker")
+    assert [text.get_text() for text in figures[0].axes[0].texts] == ["0"]
 
 
 def test_shares_are_as_long_as_they_are_large_and_stand_end_to_end(figures: list[Figure]) -> None:

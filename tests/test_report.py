@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,16 +22,24 @@ from app.artifacts import TrainedModel
 from app.model_card import interval_text, number, percent
 from app.plots import draw_curves, draw_scatter, label
 from app.report import can_plot, render_report
+from app.wording import DIALS
 from tests.models import make_model
-from tests.test_model_card import HOSTILE, evaluated, without_baselines, without_intervals
+from tests.test_model_card import HOSTILE, evaluated, with_second_stage, without_baselines, without_intervals
 
 ROOT = Path(__file__).parent.parent
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
+CASES = ["leave-one-out", "temporal", "second stage"]
+
+
+def make(case: str) -> TrainedModel:
+    return with_second_stage(evaluated()) if case == "second stage" else evaluated(case)
+
+
 @cache
-def page(split_name: str = "leave-one-out") -> str:
-    return render_report(evaluated(split_name))
+def page(case: str = "leave-one-out") -> str:
+    return render_report(make(case))
 
 
 class Page(HTMLParser):
@@ -70,23 +79,23 @@ def pictures(text: str) -> list[str]:
     return re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("split_name", ["leave-one-out", "temporal"])
-def test_the_page_is_well_formed_and_stands_by_itself(split_name: str) -> None:
-    parsed = Page(page(split_name))
+@pytest.mark.parametrize("case", CASES)
+def test_the_page_is_well_formed_and_stands_by_itself(case: str) -> None:
+    parsed = Page(page(case))
     assert {"script", "link", "img", "iframe", "object"}.isdisjoint(tag for tag, _ in parsed.elements)
     assert not parsed.attributes("src")
     ids, links = parsed.attributes("id"), parsed.attributes("href") + parsed.attributes("xlink:href")
     assert len(ids) == len(set(ids))
     assert links
     assert {link.removeprefix("#") for link in links} <= set(ids)
-    assert set(re.findall(r"url\(#([^)]*)\)", page(split_name))) <= set(ids)
-    assert not re.search(r"url\((?!#)|@import", page(split_name))
+    assert set(re.findall(r"url\(#([^)]*)\)", page(case))) <= set(ids)
+    assert not re.search(r"url\((?!#)|@import", page(case))
 
 
-@pytest.mark.parametrize("split_name", ["leave-one-out", "temporal"])
-def test_every_picture_is_xml_named_undated_and_written_in_text(split_name: str) -> None:
-    found = pictures(page(split_name))
-    assert len(found) == 7 * len(evaluated(split_name).metrics["protocols"]) + 2
+@pytest.mark.parametrize("case", CASES)
+def test_every_picture_is_xml_named_undated_and_written_in_text(case: str) -> None:
+    found = pictures(page(case))
+    assert len(found) == 7 * len(make(case).metrics["protocols"]) + 2 + 4 * (case == "second stage")
     titles = set()
     for svg in found:
         root = ET.fromstring(svg)  # noqa: S314 - our own
@@ -125,29 +134,104 @@ def figures(model: TrainedModel) -> Iterator[str]:
         for name in of["means"]:
             yield f"{number(of['means'][name]['recall@10'])} {interval_text(of['intervals'][name]['recall@10'])}"
     yield from (f"{loss:.6f}" for loss in metrics["convergence"]["loss"])
+    yield from figures_of_second_stage(metrics)
 
 
-@pytest.mark.parametrize("split_name", ["leave-one-out", "temporal"])
-def test_every_figure_stands_in_a_table(split_name: str) -> None:
-    cells = Page(page(split_name)).cells
+def figures_of_second_stage(metrics: dict[str, Any]) -> Iterator[str]:
+    for protocol, gains in metrics.get("gains", {}).items():
+        strata = metrics["strata"][protocol]
+        divided = [of["gains"] for kind in ("session", "gap", "popularity") for of in strata[kind].values()]
+        for found in (found for of in (gains, *divided) for found in of.values()):
+            yield f"{number(found['difference'], '+')} {interval_text(found['interval'])}"
+    if found := metrics.get("second_stage"):
+        yield from map(percent, found["candidates"]["recall"].values())
+        for feature in found["importance"].values():
+            yield feature["definition"]
+            yield percent(feature["gain"]).replace(" ", "\xa0")
+            yield f"{number(feature['ndcg@10_drop'])} {interval_text(feature['interval'])}"
+        for dial, metric in DIALS.items():
+            for step in found["dials"][dial]:
+                yield from (number(step["means"]["ndcg@10"]), number(step["means"][metric]))
+                yield percent(step["means"]["coverage@10"])
+            for step in found["dials"][dial][1:]:
+                change = step["changes"]["ndcg@10"]
+                yield f"{number(change['difference'], '+')} {interval_text(change['interval'])}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_figure_stands_in_a_table(case: str) -> None:
+    cells = Page(page(case)).cells
     shown = set(cells) | {re.sub("(above|below|includes) zero$|undecided$", "", cell) for cell in cells}
-    missing = [figure for figure in figures(evaluated(split_name)) if figure not in shown]
+    missing = [figure for figure in figures(make(case)) if figure not in shown]
     assert not missing
 
 
-@pytest.mark.parametrize("split_name", ["leave-one-out", "temporal"])
-def test_no_result_stands_without_what_is_within_a_session(split_name: str) -> None:
-    text = page(split_name)
+@pytest.mark.parametrize("case", CASES)
+def test_no_result_stands_without_what_is_within_a_session(case: str) -> None:
+    text = page(case)
     about = text.split('id="about"')[1].split("</section>")[0]
     assert about.index("Recall@10") < about.index("within the hour")
-    for protocol in evaluated(split_name).metrics["protocols"]:
+    for protocol in make(case).metrics["protocols"]:
         section = text.split(f'<section id="{protocol}">')[1].split("</section>")[0]
         assert "within the hour" in section
         captions = re.findall(r"<figcaption>(.*?)</figcaption>", section)
         assert len(captions) == 7
         assert all("within one session" in caption for caption in captions)
+    if case == "second stage":
+        section = text.split('<section id="second-stage">')[1].split("</section>")[0]
+        assert section.index("within the hour") < section.index("<table>")
+        captions = re.findall(r"<figcaption>(.*?)</figcaption>", section)
+        assert len(captions) == 4
+        assert all("within one session" in caption for caption in captions)
     cold_start = text.split('<section id="cold-start">')[1]
     assert "Within an hour of their last like" in cold_start
+
+
+def test_the_second_stage_stands_between_the_protocols_and_cold_start() -> None:
+    anchors = re.findall(r'<section id="([^"]+)">', page("second stage"))
+    assert anchors[:5] == ["about", "rated", "positives", "second-stage", "cold-start"]
+
+
+def test_without_a_second_stage_nothing_is_said_of_one() -> None:
+    for case in ("leave-one-out", "temporal"):
+        assert not re.search("ranker|second.stage|lightgbm", page(case), flags=re.IGNORECASE)
+
+
+def test_the_ranker_is_no_baseline() -> None:
+    rated = page("second stage").split('<section id="rated">')[1].split("</section>")[0]
+    compared = rated.split("<h3>ALS less each baseline</h3>")[1].split("<h3>")[0]
+    assert label("popular") in compared
+    assert label("ranker") not in compared
+    assert label("ranker") in rated.split("<h3>ALS less each baseline</h3>")[0]
+
+
+def test_the_features_with_the_largest_gain_are_drawn_and_all_of_them_listed() -> None:
+    model = make("second stage")
+    section = page("second stage").split('<section id="second-stage">')[1].split("</section>")[0]
+    drawn = re.findall(r">(feature_\d+)</text>", section)
+    assert drawn == [f"feature_{i}" for i in range(16, 1, -1)]
+    listed = re.findall(r'<th scope="row">(feature_\d+)</th>', section)
+    assert listed == [f"feature_{i}" for i in range(16, -1, -1)]
+    assert set(listed) == set(model.metrics["second_stage"]["importance"])
+    assert "permuting one alone may cost nothing" in section
+
+
+def test_every_dial_says_what_it_costs_at_three_tenths() -> None:
+    text = page("second stage")
+    for dial, metric in DIALS.items():
+        step = make("second stage").metrics["second_stage"]["dials"][dial][3]
+        cost = number(step["changes"]["ndcg@10"]["difference"], "+")
+        said = text.split(f"At 0.3, {dial} changes NDCG@10 by ")[1].split("</p>")[0]
+        assert said.startswith(f"{cost} (")
+        assert said.endswith(f"to {number(step['means'][metric])}.")
+
+
+def test_a_second_stage_that_was_not_evaluated_says_so_and_draws_nothing() -> None:
+    model = make_model()
+    text = render_report(replace(model, config={**model.config, "ranker": {}}))
+    Page(text)
+    assert "It was not evaluated." in text.split('<section id="second-stage">')[1]
+    assert not pictures(text)
 
 
 def test_intervals_are_said_to_be_over_users_given_the_seed() -> None:
@@ -223,8 +307,9 @@ def test_any_baseline_may_be_missing(kept: tuple[str, ...]) -> None:
     assert parsed.cells
 
 
-def test_no_interval_is_needed() -> None:
-    model = evaluated()
+@pytest.mark.parametrize("case", CASES)
+def test_no_interval_is_needed(case: str) -> None:
+    model = make(case)
     text = render_report(replace(model, metrics=without_intervals(model.metrics)))
     Page(text)
     assert "no interval" in text
@@ -251,4 +336,4 @@ def test_generated_data_is_called_generated() -> None:
 
 def test_points_bear_their_names_also_where_all_are_zero() -> None:
     svg = draw_scatter("a", "A", ("x", "y"), {"als": (10, 0.0), "ease": (11, 0.0), "ranker": (60, 0.0)})
-    assert {"ALS", "EASE", "ranker"} <= set(re.findall(r">([^<]*)</text>", svg))
+    assert {"ALS", "EASE", "ALS + ranker"} <= set(re.findall(r">([^<]*)</text>", svg))

@@ -107,19 +107,19 @@ def _measure_fold(
     popularity = np.bincount(learned.user_items.indices, minlength=len(items)).astype(np.float32)
     measured = {}
     for n in N_LIKED:
-        liked, relevant, gap_seconds = _first_and_next(unseen, items, n)
+        liked, relevant, gap_seconds = first_and_next(unseen, items, n)
         if relevant.shape[0]:
             values = _measure(_Fold(factors, popularity, liked, relevant), config)
             measured[n] = _Measured(values, int((gap_seconds <= HOUR).sum()))
     return measured
 
 
-def _first_and_next(
+def first_and_next(
     unseen: pd.DataFrame, items: IdMap, n: int
 ) -> tuple[sp.csr_matrix, sp.csr_matrix, NDArray[np.int64]]:
     """Return each user's first n positives, the first later one, and the seconds to it from the last of the n.
 
-    Users whose later one is not in ``items`` are left out.
+    Users whose later one is not in ``items`` are left out; the others are rows, by user_id.
     """
     place = unseen.groupby("user_id").cumcount().to_numpy()
     first = unseen[place < n]

@@ -280,6 +280,16 @@ def test_cold_start_depends_on_no_order_and_no_repetition(recommender: Recommend
         assert found.moment == expected.moment
 
 
+def test_nor_do_its_explanations(recommender: Recommender) -> None:
+    liked = recommender.model.items.ids[::15].tolist()
+    options = ListOptions(dials=Dials(0.2, 0.2, 0.2), explain=True)
+    expected = recommender.recommend_cold(liked, 30, options)
+    for seed in range(5):
+        found = recommender.recommend_cold(np.random.default_rng(seed).permutation(liked).tolist(), 30, options)
+        assert found.scores.tolist() == expected.scores.tolist()
+        assert found.explanations == expected.explanations
+
+
 def test_whoever_likes_everything_gets_nothing(recommender: Recommender) -> None:
     ranking = recommender.recommend_cold(recommender.model.items.ids.tolist(), 10)
     assert (ranking.item_indices.tolist(), ranking.scores.tolist()) == ([], [])
@@ -434,6 +444,13 @@ def test_with_a_dial_the_whole_pool_is_a_permutation_of_it(recommender: Recommen
     options = ListOptions(dials=Dials(0.5, 0.2, 0.1))
     for found, pool in zip(requests(recommender, options, 300), pools, strict=True):
         assert sorted(found.item_indices.tolist()) == sorted(pool.item_indices.tolist())
+
+
+def test_with_a_dial_too_a_short_list_is_the_beginning_of_a_long_one(recommender: Recommender) -> None:
+    """The few are chosen from no fewer than the many."""
+    options = ListOptions(dials=Dials(0.9, 0.3, 0.1))
+    for short, long in zip(requests(recommender, options, 10), requests(recommender, options, 300), strict=True):
+        assert short.item_indices.tolist() == long.item_indices[:10].tolist()
 
 
 def test_dials_at_0_leave_the_order(recommender: Recommender) -> None:

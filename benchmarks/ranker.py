@@ -2,10 +2,10 @@
 
     python benchmarks/ranker.py [--positives 3]
 
-Compares settings of LightGBM, the numbers of stages, groups of features left out, and EASE as a further source of
-candidates and features. Prints mean figures, the recall of the candidates, and the paired difference of NDCG@10 to the
-default with its 95 % interval. The data is that of $MOVIELENS_DIR, else data_small/ml-latest-small. The best of many is
-optimistic: the final figure is that of the test evaluation, ``train_als.py --ranker``.
+Compares settings of LightGBM, the number of stages, and groups of features left out. Prints mean figures, the recall of
+the candidates, and the paired difference of NDCG@10 to the default with its 95 % interval. The data is that of
+$MOVIELENS_DIR, else data_small/ml-latest-small. The best of many is optimistic: the final figure is that of the test
+evaluation, ``train_als.py --ranker``.
 """
 
 from __future__ import annotations

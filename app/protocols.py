@@ -50,12 +50,16 @@ class Requests:
         protocol ``positives``, which knows the train positives whatever their time.
     relevant : csr_matrix of shape (n_requests, n_items), float32
         Non-zero at the movies to be found.
+    known_until : ndarray of shape (n_users + 1,), int64
+        From which moment on nothing of a user is known, tags included; the last is for users without a row. ``NEVER``
+        where there is no such moment.
     """
 
     history: UserRows
     users: NDArray[np.int64]
     moments: NDArray[np.int64]
     relevant: sp.csr_matrix
+    known_until: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class RankingTask:
         What models may know of every user: the ratings of any kind behind ``positives``, of movies of the catalogue.
     moments : ndarray of shape (n_targets,), int64
         When each target user asks, in seconds since 1970.
+    known_until : ndarray of shape (n_users + 1,), int64
+        As in ``Requests``; users who are not asked about have a held-out movie, too.
     """
 
     protocol: Protocol
@@ -102,10 +108,11 @@ class RankingTask:
     n_new: NDArray[np.int64]
     history: UserRows
     moments: NDArray[np.int64]
+    known_until: NDArray[np.int64]
 
     @property
     def requests(self) -> Requests:
-        return Requests(self.history, self.target_users, self.moments, self.relevant)
+        return Requests(self.history, self.target_users, self.moments, self.relevant, self.known_until)
 
     @property
     def n_targets(self) -> int:
@@ -142,6 +149,8 @@ def build_task(
         If no held-out movie is in the catalogue, or no positive is left to learn from.
     """
     targets = getattr(split, stage)
+    known_until = np.full(len(split.users) + 1, NEVER, dtype=np.int64)
+    known_until[split.users.index(targets["user_id"])] = targets["timestamp"]
     targets = targets[split.items.index(targets["movie_id"]) != UNKNOWN]
     target_users = split.users.index(targets["user_id"])
     target_time = np.full(len(split.users), NEVER, dtype=np.int64)
@@ -173,6 +182,7 @@ def build_task(
         n_new=np.zeros(len(targets), dtype=np.int64),
         history=_without_later_positives(build_history(known, split.users, split.items), positives, min_rating),
         moments=target_time[target_users],
+        known_until=known_until,
     )
 
 
@@ -202,7 +212,8 @@ def step_back(history: UserRows, n_items: int, min_rating: float = MIN_RATING) -
     moment[users] = history.timestamp[last[users]]
     found = (np.ones(len(users), dtype=np.float32), (np.arange(len(users)), history.item_index[last[users]]))
     relevant = sp.csr_matrix(found, shape=(len(users), n_items))
-    return Requests(history.where(history.timestamp < moment[user]), users, moment[users], relevant)
+    known_until = np.append(moment, NEVER)
+    return Requests(history.where(history.timestamp < moment[user]), users, moment[users], relevant, known_until)
 
 
 def build_temporal_tasks(
@@ -256,6 +267,7 @@ def build_temporal_tasks(
             n_new=n_held_out[group] - np.diff(relevant.indptr)[group],
             history=history,
             moments=moment[group],
+            known_until=np.full(len(split.users) + 1, split.moment, dtype=np.int64),
         )
         for protocol, group in groups.items()
         if len(group)

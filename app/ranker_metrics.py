@@ -7,7 +7,7 @@ ranking task, that is on test unless it is said otherwise, and nothing is chosen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,23 +19,23 @@ from app.evaluation.lists import find_hits
 from app.evaluation.metrics import CUTOFFS, Catalogue, catalogue_metrics, list_metrics, ranking_metrics
 from app.evaluation.results import Values
 from app.features import DEFINITIONS, FEATURES
-from app.protocols import RankingTask
 from app.ranker import Ranker, RankerConfig
 from app.ranking import EXCLUDED, PADDING, top_k
 from app.rerank import Dials, Traits, genre_mix, information, miscalibration, rerank
-from app.second_stage import Examples, HeldOutRanker
+from app.second_stage import MAX_REQUESTS, Examples, HeldOutRanker
+from app.wording import DIALS
 
 K = 10
 STEPS = tuple(step / 10 for step in range(11))
-DIALS = ("novelty", "diversity", "calibrate")
 SHOWN = ("recall@10", "ndcg@10", "diversity@10", "novelty@10", "long_tail@10", "miscalibration@10")
 
 METRIC_DEFINITIONS = {
     "gains": "ranker less als, over the same users",
+    "second_stage": f"candidates, importance, dials: of {MAX_REQUESTS:,} target users at random, where there are more",
     "candidates": "recall: held-out movies among the candidates / held-out movies, of each source and of their union; "
     "n_mean: candidates of a request that has any",
     "importance": "gain: share of the training loss that splits on the feature took away; ndcg@10_drop: NDCG@10 less "
-    "that with the feature's values permuted at random over all candidates, mean over all target users",
+    "that with the feature's values permuted at random over all candidates, mean over the target users",
     "dials": "the ranker's candidates, re-ranked with one dial at a time; change: less the dial at 0, paired by user",
     "miscalibration@k": "Kullback–Leibler divergence of the genres of the first k from those of the user's positives, "
     "smoothed as in rerank; undefined for users without genres",
@@ -136,65 +136,92 @@ def measure_dials(
     -------
     dict of list
         By dial and step: ``value``, ``means`` of ``SHOWN`` and of coverage@10, and ``changes`` of ``SHOWN`` with
-        ``difference`` and ``interval``.
+        ``difference`` and ``interval``; without measures that are undefined for everybody, as those of genres are where
+        no movie has any, and without a dial that is measured by one of them.
     """
     known = held_out.learned.knowledge
     traits = Traits(information(known.popularity), held_out.learned.tables.genres, known.directions)
     pools = list(_pools(held_out))
-    return {dial: _curve(dial, pools, traits, held_out.task, catalogue, random_state, on_step) for dial in DIALS}
+    curves = {}
+    for dial, brought in DIALS.items():
+        measured, coverage = [], []
+        for value in STEPS:
+            lists = _turned(pools, Dials(**{dial: value}), traits)
+            measured.append(_measure_lists(lists, pools, held_out.examples, traits, catalogue))
+            coverage.append(catalogue_metrics(lists, len(known.popularity), (K,))[f"coverage@{K}"])
+            on_step()
+        defined = [name for name in SHOWN if not any(np.isnan(values[name]).all() for values in measured)]
+        if brought in defined:
+            curves[dial] = _describe_curve(measured, coverage, defined, random_state)
+    return curves
 
 
-_Pool = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]
+@dataclass(frozen=True)
+class _Pool:
+    """One request's candidates, best first, their scores, and the user's mix of genres."""
+
+    items: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    mix: NDArray[np.float64]
 
 
 def _pools(held_out: HeldOutRanker) -> Iterator[_Pool]:
-    """Yield each target user's candidates, best first, their scores, and the user's mix of genres."""
-    task, genres = held_out.task, held_out.learned.tables.genres
-    for user, moment in zip(task.target_users.tolist(), task.moments.tolist(), strict=True):
-        context = held_out.learned.context(user, moment)
-        items, scores = held_out.ranker.rank(context, num_threads=0)
-        yield items, scores, genre_mix(genres[context.liked.item_index], context.confidence)
+    """Yield the pool of each request of the held-out examples."""
+    examples, task, genres = held_out.examples, held_out.task, held_out.learned.tables.genres
+    scores = held_out.ranker.score(examples.features, num_threads=0) if len(examples.items) else _NO_SCORES
+    for request, place in enumerate(examples.places.tolist()):
+        rows = slice(examples.indptr[request], examples.indptr[request + 1])
+        best = np.argsort(-scores[rows], kind="stable")
+        context = held_out.learned.context(int(task.target_users[place]), int(task.moments[place]))
+        mix = genre_mix(genres[context.liked.item_index], context.confidence)
+        yield _Pool(examples.items[rows][best], scores[rows][best], mix)
 
 
-def _curve(
-    dial: str,
-    pools: list[_Pool],
-    traits: Traits,
-    task: RankingTask,
-    catalogue: Catalogue,
-    random_state: int,
-    on_step: Callable[[], object],
+_NO_SCORES = np.empty(0, dtype=np.float32)
+
+
+def _turned(pools: list[_Pool], dials: Dials, traits: Traits) -> NDArray[np.int32]:
+    """Return the first ``K`` of each pool with the dials turned, −1 where there are fewer."""
+    lists = np.full((len(pools), K), PADDING, dtype=np.int32)
+    for place, pool in enumerate(pools):
+        listed = rerank(pool.items, pool.scores, K, dials, traits, pool.mix)
+        lists[place, : len(listed)] = listed
+    return lists
+
+
+def _measure_lists(
+    lists: NDArray[np.int32], pools: list[_Pool], examples: Examples, traits: Traits, catalogue: Catalogue
+) -> Values:
+    """Return the measures ``SHOWN`` of each request's list."""
+    off = [
+        miscalibration(traits.genres[items[items != PADDING]], pool.mix)
+        for items, pool in zip(lists, pools, strict=True)
+    ]
+    values = {
+        **ranking_metrics(find_hits(lists, examples.relevant), examples.n_relevant, (K,)),
+        **list_metrics(lists, catalogue, (K,)),
+        f"miscalibration@{K}": np.array(off),
+    }
+    return {name: values[name] for name in SHOWN}
+
+
+def _describe_curve(
+    measured: list[Values], coverage: list[float], names: list[str], random_state: int
 ) -> list[dict[str, Any]]:
-    measured, coverage = [], []
-    for value in STEPS:
-        lists = np.full((task.n_targets, K), PADDING, dtype=np.int32)
-        off = np.full(task.n_targets, np.nan)
-        for place, (items, scores, mix) in enumerate(pools):
-            listed = rerank(items, scores, K, Dials(**{dial: value}), traits, mix)
-            lists[place, : len(listed)] = listed
-            off[place] = miscalibration(traits.genres[listed], mix)
-        values = {
-            **ranking_metrics(find_hits(lists, task.relevant), np.diff(task.relevant.indptr), (K,)),
-            **list_metrics(lists, catalogue, (K,)),
-            f"miscalibration@{K}": off,
-        }
-        measured.append(np.column_stack([values[name] for name in SHOWN]))
-        coverage.append(catalogue_metrics(lists, len(task.items), (K,))[f"coverage@{K}"])
-        on_step()
-    resampled = [bootstrap.resampled_means(values, random_state) for values in measured]
+    """Average each step's measures, and compare them with those of the first, which is the dial at 0."""
+    stacked = [np.column_stack([values[name] for name in names]) for values in measured]
+    means = [np.nanmean(values, axis=0) for values in stacked]
+    resampled = [bootstrap.resampled_means(values, random_state) for values in stacked]
     return [
         {
             "value": value,
-            "means": {
-                **dict(zip(SHOWN, np.nanmean(measured[step], axis=0).tolist(), strict=True)),
-                f"coverage@{K}": coverage[step],
-            },
+            "means": {**dict(zip(names, means[step].tolist(), strict=True)), f"coverage@{K}": coverage[step]},
             "changes": {
                 name: {
-                    "difference": float(np.nanmean(measured[step][:, i]) - np.nanmean(measured[0][:, i])),
+                    "difference": float(means[step][i] - means[0][i]),
                     "interval": bootstrap.interval(resampled[step][:, i] - resampled[0][:, i]),
                 }
-                for i, name in enumerate(SHOWN)
+                for i, name in enumerate(names)
             },
         }
         for step, value in enumerate(STEPS)

@@ -15,7 +15,7 @@ from app.errors import ConfigError
 
 # What similarity 1 costs, and what a standard deviation of information is worth, in standard deviations of relevance.
 # Chosen on validation (ml-latest-small, the ranker's candidates), so that what a dial brings, and costs, is spread over
-# it: at .3 some 2 to 5 % of NDCG@10. With 1 for both, two thirds of the diversity come after .9, and novelty costs 10 %.
+# it: at .3 some 2 to 5 % of NDCG@10. With 1 for both, two thirds of the diversity come after .9; novelty costs 10 %.
 _SIMILARITY_SCALE, _INFORMATION_SCALE = 7.0, 0.5
 _SMOOTHING = 0.01  # Steck's α: share of the user's mix in the list's, without which a missing genre costs infinity
 

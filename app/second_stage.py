@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from app import features
@@ -45,11 +46,15 @@ class Learned:
     """
 
     knowledge: Knowledge
-    tables: MovieTables
     factors: Factors
     plain_factors: NDArray[np.float32]
     history: UserRows
     tags: pd.DataFrame
+
+    @property
+    def tables(self) -> MovieTables:
+        assert self.knowledge.tables is not None
+        return self.knowledge.tables
 
     def context(self, user: int, moment: int) -> Context:
         """Return the request of a user, by row, with the history that was learned from."""
@@ -92,26 +97,26 @@ class Learner:
             self.als.regularization,
             self.als.num_threads,
         )
-        tables = build_tables(history, self.users, self.items, self.dataset.movies, tags)
         knowledge = Knowledge(
             als=self.als,
             item_factors=factors.item_factors,
             popularity=np.bincount(positives.user_items.indices, minlength=len(self.items)).astype(np.float32),
-            tables=tables,
+            tables=build_tables(history, self.users, self.items, self.dataset.movies, tags),
             min_rating=self.min_rating,
         )
-        return Learned(knowledge, tables, factors, plain, history, tags)
+        return Learned(knowledge, factors, plain, history, tags)
 
     def known_tags(self, tags: pd.DataFrame, requests: Requests) -> pd.DataFrame:
-        """Keep the tags that were given before their user asked; those of users who do not ask stay."""
-        moments = np.full(len(self.users) + 1, np.iinfo(np.int64).max)  # the last is for users who are not known
-        moments[requests.users] = requests.moments
-        return tags[tags["timestamp"].to_numpy() < moments[self.users.index(tags["user_id"])]]
+        """Keep the tags that were given while their user was known."""
+        until = requests.known_until[self.users.index(tags["user_id"])]  # −1, for users without a row, is the last
+        return tags[tags["timestamp"].to_numpy() < until]
 
     def stages(self, history: UserRows, tags: pd.DataFrame, config: RankerConfig) -> Iterator[Examples]:
-        """Step back from a history and yield the examples of each stage, the latest first."""
+        """Step back from a history and yield the examples of each stage, the latest first, while positives are left."""
         for stage in range(config.n_stages):
             requests = step_back(history, len(self.items), self.min_rating)
+            if not (requests.history.rating >= self.min_rating).any():
+                return
             tags = self.known_tags(tags, requests)
             history = requests.history
             yield collect(self.learn(history, tags), requests, self.als.random_state + 1 + stage)
@@ -130,15 +135,23 @@ class Examples:
         1 where the candidate was what the user liked next.
     indptr : ndarray of shape (n_requests + 1,), int64
         Request r has the rows ``slice(indptr[r], indptr[r + 1])``: none without an earlier positive.
-    n_relevant : ndarray of shape (n_requests,), int64
-        How many movies were to be found, among the candidates or not.
+    places : ndarray of shape (n_requests,), int64
+        Which of the requests they were collected for each is.
+    relevant : csr_matrix of shape (n_requests, n_items), float32
+        Non-zero at the movies that were to be found, among the candidates or not.
     """
 
     features: NDArray[np.float32]
     items: NDArray[np.int64]
     labels: NDArray[np.int8]
     indptr: NDArray[np.int64]
-    n_relevant: NDArray[np.int64]
+    places: NDArray[np.int64]
+    relevant: sp.csr_matrix
+
+    @property
+    def n_relevant(self) -> NDArray[np.int64]:
+        """How many movies each request was to find, (n_requests,)."""
+        return np.diff(self.relevant.indptr).astype(np.int64)
 
     def found(self) -> Examples:
         """Keep the requests whose answer is among the candidates: the others have nothing to tell apart."""
@@ -146,7 +159,9 @@ class Examples:
         lengths = np.diff(self.indptr)
         kept = np.repeat(hits, lengths)
         indptr = np.concatenate([[0], np.cumsum(lengths[hits])])
-        return Examples(self.features[kept], self.items[kept], self.labels[kept], indptr, self.n_relevant[hits])
+        return Examples(
+            self.features[kept], self.items[kept], self.labels[kept], indptr, self.places[hits], self.relevant[hits]
+        )
 
 
 def collect(learned: Learned, requests: Requests, random_state: int, limit: int = MAX_REQUESTS) -> Examples:
@@ -167,7 +182,8 @@ def collect(learned: Learned, requests: Requests, random_state: int, limit: int 
         items=np.concatenate([*items, np.empty(0, dtype=np.int64)]),
         labels=np.concatenate([*labels, np.empty(0, dtype=bool)]).astype(np.int8),
         indptr=np.concatenate([[0], np.cumsum([len(each) for each in items])]).astype(np.int64),
-        n_relevant=np.diff(requests.relevant.indptr)[chosen].astype(np.int64),
+        places=chosen,
+        relevant=requests.relevant[chosen],
     )
 
 
@@ -273,7 +289,7 @@ def served_ranker(
     else:
         is_latest = held_out is not None and held_out.task.protocol == "rated"
         stages = (
-            (held_out.examples, *held_out.stages[:-1])
+            (held_out.examples, *held_out.stages[: config.n_stages - 1])
             if held_out and is_latest
             else tuple(learner.stages(history, tags, config))
         )

@@ -30,6 +30,7 @@ from app.options import TASKS, Options
 from app.protocols import RankingTask
 from app.ranker import RankerConfig
 from app.report import can_plot, render_report
+from app.wording import DIALS
 
 AnySplit = core.Split | core.TemporalSplit
 RANKER = RankerConfig()
@@ -156,7 +157,7 @@ class Training:
             held_out = second_stage.train_held_out(learner, tasks[0], fits[0], RANKER, advance)
         n_rows = sum(len(stage.labels) for stage in held_out.stages)
         self.screen.done(
-            f"{n_rows:,} candidates in {RANKER.n_stages} stages, {len(features.FEATURES)} features, "
+            f"{n_rows:,} candidates in {len(held_out.stages)} stages, {len(features.FEATURES)} features, "
             f"{self.seconds['ranker']:.1f} s"
         )
         return held_out
@@ -198,7 +199,7 @@ class Training:
     def describe_ranker(self, dataset: core.Dataset, held_out: second_stage.HeldOutRanker) -> dict[str, Any]:
         seed = self.options.config.random_state
         catalogue = evaluation.describe_catalogue(held_out.task, dataset.movies)
-        n_parts = len(features.FEATURES) + len(ranker_metrics.DIALS) * len(ranker_metrics.STEPS)
+        n_parts = len(features.FEATURES) + len(DIALS) * len(ranker_metrics.STEPS)
         with self.timed("importance_and_dials"), self.screen.progress("importance and dials", n_parts) as advance:
             described = ranker_metrics.describe_ranker(held_out, RANKER, seed, advance)
             described["dials"] = ranker_metrics.measure_dials(held_out, catalogue, seed, advance)

@@ -60,6 +60,7 @@ def make_task(
             "n_new": np.zeros(n_users, dtype=np.int64),
             "history": build_history(frame(*_rows(learned or {})), users, items),
             "moments": np.full(n_users, 1_000),
+            "known_until": np.full(n_users + 1, 1_000),
             **columns,
         }
     )

@@ -8,20 +8,24 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from app import core, protocols
 from app.als import AlsConfig, learn
+from app.datasets.movielens import RawData, empty_links
 from app.datasets.synthetic import synthesize
 from app.errors import DataError
-from app.evaluation import als_scorer, measure
+from app.evaluation import als_scorer, describe_catalogue, measure
 from app.evaluation.bootstrap import interval, resampled_means
 from app.evaluation.lists import rank
 from app.features import FEATURES
 from app.protocols import RankingTask, step_back
 from app.ranker import RankerConfig
+from app.ranker_metrics import measure_dials
 from app.second_stage import Examples, HeldOutRanker, Learner, collect, ranker_scorer, train_held_out, train_ranker
+from tests.tasks import frame
 from train_als import cli
 
 SMALL = RankerConfig(n_stages=2, num_iterations=20)
@@ -35,6 +39,12 @@ def held_out(transitions: float = 0.0, n_ratings: int = 4_000) -> HeldOutRanker:
     task = protocols.build_task(dataset.ratings, split, "rated", "validation")
     learner = Learner(dataset, split.users, split.items, ALS)
     return train_held_out(learner, task, learn(task.positives, ALS), SMALL)
+
+
+def raw_data(rows: list[tuple[int, int, float, int]]) -> RawData:
+    ratings = frame(*rows)
+    movies = pd.DataFrame({"movie_id": sorted(set(ratings["movie_id"]))}).assign(title="A (1990)", genres="Drama")
+    return RawData(ratings, movies, empty_links(), "fingerprint", ())
 
 
 def test_examples_are_unrated_candidates_of_which_at_most_the_next_liked_one_is_labelled() -> None:
@@ -77,10 +87,64 @@ def test_of_many_requests_some_are_drawn_the_same_with_the_same_seed() -> None:
 
 
 def test_nothing_to_learn_from_is_said_with_a_remedy() -> None:
-    nothing = replace(held_out().examples.found(), labels=np.zeros(0, dtype=np.int8))
-    empty = Examples(nothing.features[:0], nothing.items[:0], nothing.labels, np.zeros(1, dtype=np.int64), np.zeros(0))
+    found = held_out().examples
+    nothing = np.zeros(0, dtype=np.int64)
+    labels, indptr = nothing.astype(np.int8), np.zeros(1, dtype=np.int64)
+    empty = Examples(found.features[:0], nothing, labels, indptr, nothing, found.relevant[:0])
     with pytest.raises(DataError, match="without --ranker"):
         train_ranker([empty], SMALL, 1)
+
+
+@pytest.mark.parametrize("n_positives", [3, 4, 6])
+def test_stages_end_where_no_positive_is_left(n_positives: int) -> None:
+    rows = [(user, 10 + (user * 7 + place) % 40, 5.0, place) for user in range(1, 41) for place in range(n_positives)]
+    dataset = core.clean("few", raw_data(rows))
+    split = core.leave_one_out(core.positives(dataset.ratings))
+    task = protocols.build_task(dataset.ratings, split, "rated", "validation")
+    learner = Learner(dataset, split.users, split.items, ALS)
+    stages = list(learner.stages(task.history, dataset.tags, RankerConfig()))
+    assert len(stages) < RankerConfig().n_stages
+    assert all(len(stage.labels) for stage in stages)
+
+
+def test_no_tag_of_after_a_split_at_one_moment_is_known_whoever_gave_it() -> None:
+    dataset = core.clean("synthetic", synthesize(4_000, 1))
+    split = core.split_at_moment(core.positives(dataset.ratings), "validation")
+    task = protocols.build_temporal_tasks(dataset.ratings, split)[0]
+    users = [*task.users.ids.tolist(), 10**9]  # the last is a user without ratings
+    movie = int(task.items.ids[0])
+    early, late = (
+        pd.DataFrame({"user_id": users, "movie_id": movie, "tag": "t", "timestamp": split.moment + after})
+        for after in (-1, 0)
+    )
+    learner = Learner(dataset, task.users, task.items, ALS)
+    assert len(learner.known_tags(early, task.requests)) == len(users)
+    assert len(learner.known_tags(late, task.requests)) == 0
+
+
+def test_no_tag_of_after_the_held_out_movie_is_known_of_users_who_are_not_asked_about() -> None:
+    dataset = core.clean("synthetic", synthesize(4_000, 1))
+    split = core.leave_one_out(core.positives(dataset.ratings))
+    task = protocols.build_task(dataset.ratings, split, "rated", "validation")
+    assert len(task.target_users) < len(split.validation)
+    tags = split.validation[["user_id", "movie_id", "timestamp"]].assign(tag="t")
+    learner = Learner(dataset, task.users, task.items, ALS)
+    assert len(learner.known_tags(tags, task.requests)) == 0
+    assert len(learner.known_tags(tags.assign(timestamp=tags["timestamp"] - 1), task.requests)) == len(tags)
+
+
+def test_dials_that_need_genres_are_left_out_where_no_movie_has_any() -> None:
+    found = held_out()
+    movies = found.learned.knowledge.tables
+    assert movies is not None
+    without = replace(movies, genres=movies.genres[:, :0], genre_names=movies.genre_names[:0])
+    learned = replace(found.learned, knowledge=replace(found.learned.knowledge, tables=without))
+    plain = pd.DataFrame({"movie_id": found.task.items.ids, "genres": ""})
+    catalogue = describe_catalogue(found.task, plain)
+    curves = measure_dials(replace(found, learned=learned), catalogue, 1)
+    assert curves.keys() == {"novelty", "diversity"}
+    assert json.dumps(curves, allow_nan=False)
+    assert "miscalibration@10" not in curves["novelty"][0]["means"]
 
 
 def test_equal_examples_give_the_same_text_whatever_the_number_of_threads() -> None:

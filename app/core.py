@@ -120,7 +120,7 @@ class TemporalSplit:
     items: IdMap
 
 
-def load(source: Source, *, n_ratings: int = 100_000, random_state: int = 42) -> Dataset:
+def load(source: Source, *, n_ratings: int = 100_000, random_state: int = 42, with_tags: bool = True) -> Dataset:
     """Read a source and clean it, see ``clean``.
 
     Parameters
@@ -129,13 +129,15 @@ def load(source: Source, *, n_ratings: int = 100_000, random_state: int = 42) ->
         From ``app.datasets.locate``.
     n_ratings, random_state : int
         Size and seed of synthetic data; not used for a folder.
+    with_tags : bool
+        Whether to read tags.csv, where there is one: only the second stage looks at it.
 
     Raises
     ------
     DataError
         If a file is missing or holds something that is not MovieLens; the message names file, row, value and remedy.
     """
-    name, raw = read(source, n_ratings=n_ratings, random_state=random_state)
+    name, raw = read(source, n_ratings=n_ratings, random_state=random_state, with_tags=with_tags)
     return clean(name, raw, source.warnings)
 
 

@@ -17,13 +17,12 @@ from app.candidates import Context
 from app.features import FEATURES, compute
 from app.history import History
 from app.ranker import Ranker
-from app.tables import Ragged, title_words
+from app.tables import AFTER_PRIOR, AROUND_PRIOR, Ragged, title_words
 
 N_BECAUSE, N_REASONS = 3, 3
 _OFTEN = 0.05  # share of those who rated the one movie who rated the other next to it
 _MUCH_TOGETHER = 0.2  # cosine
 _N_PEOPLE = 2.999  # of whom something is said, at least: three, less what a float32 rounds
-_AFTER_PRIOR, _AROUND_PRIOR = 5, 10  # ratings that the tables add to a movie's own, see ``MovieTables``
 _MUCH_OF_SCORE = 0.1
 _NEAR_YEARS = 5
 _MIN_GENRE_RATINGS = 3
@@ -119,18 +118,18 @@ def _reasons(listed: _Listed, weights: Mapping[str, float]) -> tuple[str, ...]:
 
 def _watched_near(listed: _Listed) -> str | None:
     tables, recent = listed.context.tables, listed.context.recent
-    n_rated = tables.n_rated[recent.item_index].astype(np.float64)
-    if title := listed.nearest(tables.after, recent, n_rated + _AFTER_PRIOR, _OFTEN):
+    n_counted = tables.n_counted[recent.item_index].astype(np.float64)
+    if title := listed.nearest(tables.after, recent, n_counted + AFTER_PRIOR, _OFTEN):
         return f"often watched right after {title}"
-    title = listed.nearest(tables.around, recent, n_rated + _AROUND_PRIOR, _OFTEN)
+    title = listed.nearest(tables.around, recent, n_counted + AROUND_PRIOR, _OFTEN)
     return f"often watched around {title}" if title else None
 
 
-def _liked_by_the_same(listed: _Listed) -> str | None:
+def _close_to_liked(listed: _Listed) -> str | None:
     found = listed.because
     if not found or found[0][1] < _MUCH_OF_SCORE * listed.context.als_scores[listed.item]:
         return None
-    return f"liked by people who like {listed.movies[found[0][0]].title}"
+    return f"close to {listed.movies[found[0][0]].title}, which you like"
 
 
 def _rated_by_the_same(listed: _Listed) -> str | None:
@@ -149,7 +148,8 @@ def _genre(listed: _Listed) -> str | None:
     above = (history.rating - history.rating.mean()) @ genres[history.item_index][:, own]
     mean_above = np.where(n_rated >= _MIN_GENRE_RATINGS, above / np.maximum(n_rated, 1), 0.0)
     if len(own) and mean_above.max() >= _ABOVE_OWN_MEAN:
-        return f"{names[own[mean_above.argmax()]]}, which you rate highly"
+        is_high = history.rating.mean() + mean_above.max() >= context.knowledge.min_rating
+        return f"{names[own[mean_above.argmax()]]}, which you rate {'highly' if is_high else 'above your average'}"
     last = context.liked.last(3)
     shared = own[genres[last.item_index][:, own].all(axis=0)] if len(last) else own[:0]
     return f"{names[shared[0]]}, like what you liked last" if len(shared) else None
@@ -161,7 +161,7 @@ def _year(listed: _Listed) -> str | None:
     years = context.tables.year[last.item_index]
     if year is None or np.isnan(years).any() or np.abs(years - year).max() > _NEAR_YEARS:
         return None
-    return f"from {year}, like the movies that you rated last"
+    return f"from {year}, within {_NEAR_YEARS} years of what you rated last"
 
 
 def _title(listed: _Listed) -> str | None:
@@ -190,7 +190,7 @@ def _much_rated(listed: _Listed) -> str | None:
 # What a group of features, by the beginnings of their names, can be put into; groups without words stay silent.
 _SAYINGS: dict[tuple[str, ...], Callable[[_Listed], str | None]] = {
     ("around", "after"): _watched_near,
-    ("als", "plain", "cosine"): _liked_by_the_same,
+    ("als", "plain", "cosine"): _close_to_liked,
     ("together",): _rated_by_the_same,
     ("genres",): _genre,
     ("year", "age"): _year,

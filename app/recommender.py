@@ -202,8 +202,12 @@ class Recommender:
         items, scores = self._turn(context, items, scores, k, options.dials)
         explanations = None
         if options.explain:
-            ranker = self.ranker if found == "ranker" else None
-            explanations = tuple(explain(context, items, self.model.movies, ranker))
+            try:
+                ranker = self.ranker if found == "ranker" else None
+                explanations = tuple(explain(context, items, self.model.movies, ranker))
+            except Exception:
+                failed = self._log_failure()
+                explanations = tuple(explain(context, items, self.model.movies, None))
         return Ranking(found, items, scores, query.moment, ignored, explanations, failed)
 
     def _rank(self, context: Context) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
@@ -213,8 +217,12 @@ class Recommender:
                 return None  # it could not be loaded, which was logged then
             return self.ranker.rank(context)
         except Exception:
-            log.exception("The second stage of %s failed; the first one answers", self.model.version)
+            self._log_failure()
             return None
+
+    def _log_failure(self) -> bool:
+        log.exception("The second stage of %s failed; the first one answers", self.model.version)
+        return True
 
     def _first_stage(self, context: Context, n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the ``n`` best by ALS, by popularity without positives; fewer where fewer are left."""

@@ -93,5 +93,7 @@ def check_ranker(folder: Path, ranker: StoredRanker, n_users: int, n_items: int,
         is_float = table.value.dtype.kind == "f"
         if table.value.shape != table.index.shape or not is_float or not np.isfinite(table.value).all():
             raise damaged(path, f"{name} has no finite value for each index", "as many finite values as indices")
+    if tables.n_counted.shape != (n_items,) or tables.n_counted.dtype != np.int64:
+        raise damaged(path, f"n_counted is {tables.n_counted.dtype} {tables.n_counted.shape}", f"int64 {(n_items,)}")
     if tables.timeline.dtype != np.int64 or (np.diff(tables.timeline) < 0).any():
         raise damaged(path, "timeline does not rise", "int64 keys, rising")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AROUND, AFTER = 20, 5  # how many places away a rating is still a neighbour, on both sides, or after
-_AROUND_PRIOR, _AFTER_PRIOR = 10, 5  # ratings that a rarely rated movie is given, so that chance is no certainty
+AROUND_PRIOR, AFTER_PRIOR = 10, 5  # ratings that a rarely rated movie is given, so that chance is no certainty
 MAX_NEIGHBOURS = 500  # that a movie keeps of each kind; on ml-latest-small most have fewer
 N_TOGETHER = 200  # that co-occurrence keeps
 MAX_COUNTED = 2_000_000  # ratings that neighbours are counted from, the newest: some 2 GB while they are
@@ -70,6 +70,8 @@ class MovieTables:
         by (ratings of the row's movie + 10).
     after : Ragged, (n_items, n_items)
         How often a user rated the column's movie within 5 places after the row's / (ratings of the row's movie + 5).
+    n_counted : ndarray of shape (n_items,), int64
+        The ratings of each movie that ``around`` and ``after`` are counted from and divided by: all, or the newest.
     together : Ragged, (n_items, n_items)
         Cosine of the columns of who rated what; the 200 largest of each row.
     words, tags : Ragged, (n_items, n_words) and (n_items, n_tags)
@@ -90,6 +92,7 @@ class MovieTables:
     year: NDArray[np.float32]
     around: Ragged
     after: Ragged
+    n_counted: NDArray[np.int64]
     together: Ragged
     words: Ragged
     tags: Ragged
@@ -156,8 +159,9 @@ def build_tables(
         genres=genres.to_numpy(dtype=np.float32),
         genre_names=np.array(list(genres.columns), dtype=np.str_),
         year=movies["year"].to_numpy(dtype=np.float32, na_value=np.nan),
-        around=_largest(_per_row(pairs[0] + pairs[0].T, counts + _AROUND_PRIOR), MAX_NEIGHBOURS),
-        after=_largest(_per_row(pairs[1], counts + _AFTER_PRIOR), MAX_NEIGHBOURS),
+        around=_largest(_per_row(pairs[0] + pairs[0].T, counts + AROUND_PRIOR), MAX_NEIGHBOURS),
+        after=_largest(_per_row(pairs[1], counts + AFTER_PRIOR), MAX_NEIGHBOURS),
+        n_counted=counts.astype(np.int64),
         together=_rated_together(history, n_items),
         words=_title_words(movies["title"].fillna("").tolist()),
         tags=tag_counts,

@@ -84,7 +84,12 @@ class Training:
                 base_url=options.movielens_url,
                 progress=self.show_progress,
             )
-            dataset = core.load(source, n_ratings=options.synthetic_ratings, random_state=options.config.random_state)
+            dataset = core.load(
+                source,
+                n_ratings=options.synthetic_ratings,
+                random_state=options.config.random_state,
+                with_tags=options.ranker,
+            )
         if dataset.is_synthetic:
             screen.announce("SYNTHETIC DATA", _SYNTHETIC_NOTICE)
         for warning in dataset.warnings:

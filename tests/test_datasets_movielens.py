@@ -418,3 +418,11 @@ def test_whatever_valid_table_is_written_is_read_back(
     assert list(data.ratings.itertuples(index=False, name=None)) == ratings
     found = list(data.movies.itertuples(index=False, name=None))
     assert found == [(movie_id, title, genres.replace("(no genres listed)", "")) for movie_id, title, genres in movies]
+
+
+def test_tags_that_nobody_asks_for_are_not_looked_at(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    (folder / "tags.csv").write_text("user,tag\nwhat,ever\n", encoding="utf-8")
+    assert read_movielens(folder, with_tags=False).tags.empty
+    with pytest.raises(DataError, match=r"tags\.csv"):
+        read_movielens(folder)

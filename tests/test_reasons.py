@@ -248,7 +248,7 @@ class Truth:
         if not (parts.max() > 0 and parts.max() >= 0.1 * parts.sum() - 1e-7):
             return set()
         titles = self.titles(dict(zip(liked.item_index.tolist(), parts.tolist(), strict=True)))
-        return {f"liked by people who like {title}" for title in titles}
+        return {f"close to {title}, which you like" for title in titles}
 
     def genre(self, rated: History, item: int) -> set[str]:
         own = self.movies[item].genres
@@ -264,7 +264,8 @@ class Truth:
         above = {genre: sum(each) / len(each) - mean for genre, each in of_genre.items() if len(each) >= 3}
         highest = max(above.values(), default=0.0)
         if highest >= 0.1:
-            return {f"{genre}, which you rate highly" for genre, value in above.items() if value > highest - 1e-5}
+            how = "highly" if mean + highest >= 4 else "above your average"
+            return {f"{genre}, which you rate {how}" for genre, value in above.items() if value > highest - 1e-5}
         last = rated.where(rated.rating >= 4).last(3).item_index.tolist()
         return {
             f"{genre}, like what you liked last"
@@ -275,7 +276,7 @@ class Truth:
     def year(self, rated: History, item: int) -> set[str]:
         year, years = self.movies[item].year, [self.movies[i].year for i in rated.last(5).item_index.tolist()]
         near = year is not None and all(other is not None and abs(other - year) <= 5 for other in years)
-        return {f"from {year}, like the movies that you rated last"} if near else set()
+        return {f"from {year}, within 5 years of what you rated last"} if near else set()
 
     def title(self, rated: History, item: int) -> set[str]:
         words = set(title_words(self.movies[item].title))
@@ -409,10 +410,10 @@ def kind_of(reason: str) -> str:
     patterns = {
         "after": "often watched right after ",
         "around": "often watched around ",
-        "liked": "liked by people who like ",
+        "liked": "close to .*, which you like$",
         "seen": "seen by many who have seen ",
-        "genre": ".*, (which you rate highly|like what you liked last)$",
-        "from": r"from \d{4}, like the movies that you rated last$",
+        "genre": ".*, (which you rate (highly|above your average)|like what you liked last)$",
+        "from": r"from \d{4}, within 5 years of what you rated last$",
         "title": "a title like ",
         "average": r"rated \d\.\d on average$",
         "people": r"rated by [\d,]+ people within a year$",

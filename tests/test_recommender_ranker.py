@@ -529,3 +529,21 @@ def test_answering_does_not_change_the_model(recommender: Recommender) -> None:
     for found, expected in zip(requests(recommender, PLAIN, 50), first, strict=True):
         assert found.scores.tolist() == expected.scores.tolist()
         assert found.item_indices.tolist() == expected.item_indices.tolist()
+
+
+def test_reasons_that_fail_cost_neither_the_list_nor_its_liked_movies(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = recommender.recommend(1, 5, ListOptions(explain=True))
+
+    def fail(*_arguments: object) -> None:
+        raise RuntimeError("no contributions")
+
+    monkeypatch.setattr(Ranker, "contributions", fail)
+    found = recommender.recommend(1, 5, ListOptions(explain=True))
+    assert found.item_indices.tolist() == expected.item_indices.tolist()
+    assert found.ranker_failed
+    assert found.explanations is not None
+    assert expected.explanations is not None
+    assert [each.because for each in found.explanations] == [each.because for each in expected.explanations]
+    assert not any(each.reasons for each in found.explanations)

@@ -215,6 +215,7 @@ def test_neighbours_are_counted_from_the_newest_ratings_where_there_are_too_many
     assert expected.any()
     of_all = count_neighbours(rows, both_sides=True, n_places=20) / (n_ratings(rows)[:, None] + 10)
     assert (of_all != expected).any()
+    assert found.n_counted.tolist() == n_ratings(newest).tolist()
     assert len(found.timeline) == len(rows)  # all the same
 
 

@@ -124,7 +124,7 @@ def find_local(*, data_dir: Path | None, movielens_dir: Path | None, default_dir
     return _find_named(data_dir, movielens_dir) or _find_default(default_dir)
 
 
-def read(source: Source, *, n_ratings: int, random_state: int) -> tuple[str, RawData]:
+def read(source: Source, *, n_ratings: int, random_state: int, with_tags: bool = True) -> tuple[str, RawData]:
     """Read or invent the data of a source.
 
     Parameters
@@ -132,6 +132,8 @@ def read(source: Source, *, n_ratings: int, random_state: int) -> tuple[str, Raw
     source : Source
     n_ratings, random_state : int
         Size and seed of synthetic data; not used otherwise.
+    with_tags : bool
+        Whether to read tags.csv, where there is one.
 
     Returns
     -------
@@ -153,7 +155,7 @@ def read(source: Source, *, n_ratings: int, random_state: int) -> tuple[str, Raw
         return SYNTHETIC, synthesize(n_ratings, random_state)
     from app.datasets.movielens import read_movielens
 
-    data = read_movielens(source.folder)
+    data = read_movielens(source.folder, with_tags=with_tags)
     is_small = data.fingerprint == _SMALL_SHA256["ratings.csv"]
     name = source.name or (_SMALL if is_small else _name_of(source.folder))
     if name == _SMALL:

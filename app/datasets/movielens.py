@@ -81,12 +81,14 @@ class RawData:
     tags: pd.DataFrame = field(default_factory=empty_tags)
 
 
-def read_movielens(folder: Path) -> RawData:
+def read_movielens(folder: Path, *, with_tags: bool = True) -> RawData:
     """Read ratings.csv, movies.csv and, where they are there, links.csv and tags.csv.
 
     Parameters
     ----------
     folder : Path
+    with_tags : bool
+        Whether tags.csv is looked at.
 
     Returns
     -------
@@ -101,7 +103,7 @@ def read_movielens(folder: Path) -> RawData:
     ratings = _read_filled(folder / "ratings.csv", _RATINGS, "ratings")
     movies, movie_warnings = _read_movies(folder / "movies.csv")
     links, link_warnings = _read_links(folder / "links.csv")
-    tags, tag_warnings = _read_tags(folder / "tags.csv")
+    tags, tag_warnings = _read_tags(folder / "tags.csv") if with_tags else (empty_tags(), ())
     fingerprint = sha256_of(folder / "ratings.csv")
     return RawData(ratings, movies, links, fingerprint, movie_warnings + link_warnings + tag_warnings, tags)
 

@@ -51,7 +51,7 @@ def test_options_that_readme_names_exist() -> None:
         "--no-report",
         "--help",
     }
-    of_other_programs = {"--workers", "--rm", "--rounds", "--stage"}
+    of_other_programs = {"--workers", "--rm", "--rounds", "--seeds", "--stage"}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) - of_other_programs <= known
 
 

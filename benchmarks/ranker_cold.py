@@ -2,8 +2,8 @@
 
     python benchmarks/ranker_cold.py [--folds 4]
 
-Users are held out as a whole, in folds; both stages are trained on the others (``train_als.py --ranker`` does so on all).
-A held-out user's first n positives by time are what ``/recommend_cold?liked=…`` is given, and the first later one must be
+Users are held out as a whole, in folds; both stages are trained on the others as ``train_als.py --ranker`` does it. A
+held-out user's first n positives by time are what ``/recommend_cold?liked=…`` is given, and the first later one must be
 found, as in the cold start of ``train_als.py``. Prints Recall@10 and NDCG@10 with 95 % intervals, and the ranker less
 folding in, paired. The data is that of $MOVIELENS_DIR, else data_small/ml-latest-small.
 """

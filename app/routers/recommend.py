@@ -58,6 +58,7 @@ async def recommend_cold(
     """
     recommender = recommender_of(request)
     ranking = await _answer(request, recommender, options, lambda: recommender.recommend_cold(liked, k, options))
+    log.debug("liked=%s version=%s moment=%s", liked, recommender.model.version, ranking.moment)
     ignored = set(ranking.ignored)
     used = [movie_id for movie_id in liked if movie_id not in ignored]
     return ColdRecommendations(liked=used, ignored=list(ranking.ignored), k=k, **_describe(recommender, ranking))

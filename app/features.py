@@ -2,8 +2,9 @@
 
 ``Context + items ─▶ compute ─▶ ranker``. To add a feature, write a function below that returns its column and name it
 in the decorator: training, serving, the report and the check at load take it from there. A feature may depend on the
-request and on what was counted before it, never on which other movies are candidates. "The last n" of ratings, or of
-positives, are those with fewer than n strictly later ones, so that ties are in together.
+request and on what was counted before it, never on which other movies are candidates. A candidate is never a movie that
+the user has rated, so no count or mean of it holds a rating of theirs. "The last n" of ratings, or of positives, are
+those with fewer than n strictly later ones, so that ties are in together.
 """
 
 from __future__ import annotations

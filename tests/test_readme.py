@@ -160,3 +160,32 @@ def test_the_figures_of_cold_start_are_those_of_the_code(measured: Metrics) -> N
         estimates = [[of["means"][m]["recall@10"], *of["intervals"][m]["recall@10"]] for m in models]
         expected[n] = [[of["n_users"]], *estimates, gain(of["differences"]["popular"]["recall@10"])]
     assert_close(table, expected)
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_second_stage_are_those_of_the_code(movielens_dir: Path, tmp_path: Path) -> None:
+    arguments = ["--data-dir", str(movielens_dir), "--artifacts-dir", str(tmp_path), "--ranker", "--evaluate", "rated"]
+    result = CliRunner().invoke(cli, [*arguments, "--baselines", "popular", "--no-report", "--json"])
+    found = json.loads(result.stdout)["metrics"]
+    means, intervals, gains = (found[part]["rated"] for part in ("protocols", "intervals", "gains"))
+    shown = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
+    expected = {
+        name: [[means[model][metric], *intervals[model][metric]] for metric in shown]
+        for name, model in {"ALS, default": "als", "ALS + ranker": "ranker"}.items()
+    }
+    expected["gain"] = [gain(gains[metric]) for metric in shown]
+    table = tables("model | Recall@10 | Recall@20")[2]
+    assert table.keys() == expected.keys()
+    for row, cells in expected.items():
+        for printed, values in zip(table[row], cells, strict=True):
+            assert printed == pytest.approx(values, abs=0.015), row  # trees differ between types of processors
+    long_tail = next(row for row in tables("rated before that, or held-out movie") if row)["in the long tail"]
+    assert long_tail[-1] == pytest.approx(gain(gains["recall_long_tail@10"]), abs=0.02)
+    (dials,) = tables("dial")
+    for dial, metric in {"novelty": "novelty@10", "diversity": "diversity@10"}.items():
+        steps = found["second_stage"]["dials"][dial]
+        brought = [step["means"][metric] for step in steps]
+        assert brought == sorted(brought)
+        (row,) = (cells for name, cells in dials.items() if name.startswith(f"`{dial}`"))
+        assert [cell[0] for cell in row[:4]] == pytest.approx([brought[i] for i in (0, 3, 6, 10)], rel=0.03)
+        assert steps[3]["means"]["ndcg@10"] > 0.9 * steps[0]["means"]["ndcg@10"]

@@ -8,7 +8,8 @@ ranker is made and not before: a service without one does not load it. What is l
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from app.candidates import Context, propose
 from app.errors import ArtifactError
 from app.features import FEATURES, compute, require_same_features
+from app.trees import check_trees
 
 if TYPE_CHECKING:
     import lightgbm
@@ -37,6 +39,11 @@ class RankerConfig:
     min_data_in_leaf: int = 50
     feature_fraction: float = 0.3
     lambda_l2: float = 10.0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> RankerConfig:
+        """Build a configuration from what a version states; what it does not state is as it is today."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def parameters(self, random_state: int, num_threads: int) -> dict[str, Any]:
         """Return what LightGBM is given; the result depends on no number of threads."""
@@ -115,6 +122,18 @@ class Ranker:
         """Return each feature's share of the loss that all splits took away."""
         gains = self._booster.feature_importance("gain")
         return dict(zip(FEATURES, (gains / max(gains.sum(), 1e-12)).tolist(), strict=True))
+
+
+def read_ranker(text: str) -> Ranker:
+    """Make a ranker of a text that somebody else wrote, which is tried in a process of its own first.
+
+    Raises
+    ------
+    ArtifactError
+        As for ``Ranker``, or if the text brings LightGBM down.
+    """
+    check_trees(text, len(FEATURES))
+    return Ranker(text)
 
 
 def fit_ranker(

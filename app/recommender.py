@@ -21,10 +21,11 @@ from app.candidates import Context, Knowledge, Query
 from app.core import MAX_RATING, UNKNOWN
 from app.errors import ArtifactError, UnknownUserError
 from app.history import History, UserRows
-from app.ranker import Ranker
+from app.ranker import Ranker, read_ranker
 from app.ranking import EXCLUDED, PADDING, top_k
 from app.reasons import Explanation, explain
 from app.rerank import NEUTRAL, Dials, Traits, genre_mix, information, rerank
+from app.trees import is_available
 
 log = logging.getLogger("uvicorn.error")
 
@@ -247,16 +248,27 @@ class Recommender:
         return chosen, scores[by_item[np.searchsorted(items, chosen, sorter=by_item)]]
 
 
-def load_recommender(model: LoadedModel) -> Recommender:
+def load_recommender(model: LoadedModel, *, strict: bool = False) -> Recommender:
     """Return a recommender with its second stage, if the version has one and LightGBM can read it.
 
     Where it cannot, the first stage answers: a library that is missing must not stop the service.
+
+    Parameters
+    ----------
+    strict : bool
+        Whether trees that LightGBM cannot read are damage of the version.
+
+    Raises
+    ------
+    ArtifactError
+        If they are.
     """
     if model.ranker is None:
         return Recommender(model)
     try:
-        recommender = Recommender(model, Ranker(model.ranker.text))
+        return Recommender(model, read_ranker(model.ranker.text))
     except ArtifactError as error:
+        if strict and is_available():
+            raise
         log.error("Serving %s without its second stage: %s", model.version, error)
         return Recommender(model)
-    return recommender

@@ -25,6 +25,8 @@ from app.datasets.locate import DATASETS
 from app.errors import ArtifactError, ConfigError, RecommenderError
 from app.evaluation import BASELINES
 from app.options import Evaluate, Options, SplitName
+from app.promotion import Promote
+from app.registry import KEEP
 from app.settings import Settings
 from app.training import Training, find_up_to_date
 
@@ -137,6 +139,17 @@ def main(
     artifacts_dir: Annotated[
         Path | None, _option(OUTPUT, "Folder to publish to.", default="$RECS_ARTIFACTS_DIR, else artifacts")
     ] = None,
+    promote: Annotated[
+        Promote,
+        _option(
+            OUTPUT,
+            "Whether the new version becomes active. auto: unless the promotion gate refuses it. always: whatever it "
+            "is. never: it is published beside the active one.",
+        ),
+    ] = "auto",
+    keep: Annotated[
+        int, _option(OUTPUT, "Newest versions to keep; the active and the previous one stay in any case.")
+    ] = KEEP,
     if_needed: Annotated[
         bool,
         _option(
@@ -155,7 +168,7 @@ def main(
     """Learn from MovieLens ratings, evaluate, and publish a model for the service.
 
     Exit status: 0 published; 1 could not publish; 2 bad input or options, nothing published; 3 published but not
-    activated.
+    activated, because the promotion gate refused it.
     """
     screen = Screen(quiet=quiet or as_json, n_steps=2 if tune is not None else N_STEPS + ranker)
     try:
@@ -188,6 +201,8 @@ def main(
             study=study,
             refit=refit,
             ranker=ranker,
+            promote=promote,
+            keep=keep,
             artifacts_dir=artifacts_dir or settings.artifacts_dir,
             movielens_dir=settings.movielens_dir,
             movielens_url=settings.movielens_url,
@@ -211,9 +226,9 @@ def main(
         raise typer.Exit(EXIT_FAILED if isinstance(error, ArtifactError) else EXIT_BAD_INPUT) from error
     if as_json:
         _print_json({**result, "trained": True})
-    if not result["activated"]:
+    if not result["activated"] and promote != "never":
         raise typer.Exit(EXIT_NOT_ACTIVATED)
-    if not if_needed:  # who asks for this goes on to serve by itself
+    if result["activated"] and not if_needed:  # who asks for this goes on to serve by itself
         is_default = options.artifacts_dir == settings.artifacts_dir
         place = "" if is_default else f"RECS_ARTIFACTS_DIR={shlex.quote(str(options.artifacts_dir))} "
         screen.say(f"\nNext:  {place}python -m uvicorn app.main:app")

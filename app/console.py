@@ -1,13 +1,15 @@
-"""The trainer's screen: six numbered steps, a progress bar, a table of figures, and what to do next.
+"""The trainer's screen: numbered steps, a progress bar, a table of figures, and what to do next.
 
 Warnings and errors go to standard error, the rest to standard output. Nothing here decides anything.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,9 +20,10 @@ from rich.text import Text
 
 from app.evaluation import HEADLINES, TaskResult
 from app.evaluation.strata import WITHIN
+from app.promotion import Verdict
 from app.tuning import Tuned
 
-N_STEPS = 6
+N_STEPS = 7
 
 
 class Screen:
@@ -125,6 +128,37 @@ class Screen:
             for n, found in measured["n_liked"].items()
         )
         self.done(f"Cold start, Recall@10 of users held out as a whole: {parts}")
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Show what the promotion gate compared, and what it decided."""
+        if verdict.comparisons:
+            table = Table(title=f"held-out run beside {verdict.against}", title_justify="left", title_style="bold")
+            table.add_column("metric")
+            table.add_column("users")
+            for name in ("n", "candidate", "active", "difference", "p, Holm"):
+                table.add_column(name, justify="right")
+            for of in verdict.comparisons:
+                figures = (f"{of.candidate:.4f}", f"{of.active:.4f}", f"{of.difference:+.4f}", f"{of.p_holm:.2g}")
+                table.add_row(
+                    of.metric,
+                    of.users.removeprefix("users with "),
+                    f"{of.n_users:,}",
+                    *figures,
+                    style="red" if of.is_worse else None,
+                )
+            self._out.print(table)
+        if verdict.activate or verdict.promote == "never":
+            self.done(f"{'May' if verdict.activate else 'Will not'} become active: {'; '.join(verdict.reasons)}")
+
+    def not_activated(self, version: str, reasons: Sequence[str], against: str | None, artifacts_dir: Path) -> None:
+        """Say that a version was published beside the active one, why, and what can be done."""
+        listed = "\n".join(f"- {reason}" for reason in reasons)
+        self.announce("NOT ACTIVATED", f"{version} was published, but is not active:\n{listed}")
+        folder = f" --artifacts-dir {shlex.quote(str(artifacts_dir))}"
+        models = "python -m app.cli models"
+        if against:
+            self._err.print(f"What is different:    {models} diff {against} {version}{folder}", soft_wrap=True)
+        self._err.print(f"To activate it still: {models} activate {version}{folder}", soft_wrap=True)
 
     def tuned(self, tuned: Tuned) -> None:
         """Show what a search found, and how much of it also holds where it did not look."""

@@ -4,8 +4,11 @@ RecommenderError
 ├── DataError             ratings, movies or links that cannot be used
 │   └── DownloadError     a data set that cannot be fetched
 ├── ConfigError           an option or hyper-parameter outside its range
-├── ArtifactError         a version folder that is damaged, or cannot be written
-│   └── NoModelError      nothing is published yet
+├── ArtifactError         a version folder that is damaged
+│   ├── NoModelError      nothing is published yet
+│   └── UnwritableError   the artifacts folder cannot be written now
+├── UnknownVersionError   a version that is not there
+├── VersionRefusedError   a version that must not become active, or none to go back to
 └── UnknownUserError      a user without any rating in the model's data
 
 A message gives the value, what was expected, and the remedy. This module knows neither exit codes nor HTTP: the command
@@ -32,11 +35,27 @@ class ConfigError(RecommenderError):
 
 
 class ArtifactError(RecommenderError):
-    """A version folder that is missing, damaged, or cannot be written."""
+    """A version folder that is missing or damaged."""
 
 
 class NoModelError(ArtifactError):
     """No version has been published in the artifacts folder."""
+
+
+class UnwritableError(ArtifactError):
+    """The artifacts folder cannot be written: no space, no permission, or another process is at it."""
+
+
+class UnknownVersionError(RecommenderError):
+    """A version that is not in the artifacts folder."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(f"there is no version {version!r}; those that are there: python -m app.cli models list")
+        self.version = version
+
+
+class VersionRefusedError(RecommenderError):
+    """A version that is damaged and must not become active, or no earlier one to go back to."""
 
 
 class UnknownUserError(RecommenderError):

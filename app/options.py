@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,9 @@ from app.core import Stage
 from app.datasets.locate import check_dataset
 from app.errors import ConfigError
 from app.evaluation import BASELINES
+from app.promotion import Promote
 from app.protocols import LeaveOneOut
+from app.trees import is_available
 
 Evaluate = Literal["all", "rated", "validation", "none"]
 SplitName = Literal["leave-one-out", "temporal"]
@@ -46,6 +47,8 @@ class Options:
     ranker: bool
     tune: int | None
     study: Path | None
+    promote: Promote
+    keep: int
     artifacts_dir: Path
     movielens_dir: Path | None
     movielens_url: str
@@ -56,6 +59,8 @@ class Options:
         check_dataset(self.dataset, self.data_dir)
         if not 0.5 <= self.min_rating <= 5:
             raise ConfigError(f"--min-rating is {self.min_rating:g}; expected 0.5 to 5")
+        if self.keep < 1:
+            raise ConfigError(f"--keep is {self.keep}; expected a whole number of versions, at least 1")
         if self.tune is not None and self.tune < 1:
             raise ConfigError(f"--tune is {self.tune}; expected a whole number of trials from 1")
         if self.study and self.tune is None:
@@ -80,7 +85,7 @@ class Options:
             raise ConfigError(f"--no-refit keeps the rated test fit, which {made} does not make")
         if self.ranker and self.tune is not None:
             raise ConfigError("--tune searches the settings of the first stage alone: leave --ranker out")
-        if self.ranker and find_spec("lightgbm") is None:
+        if self.ranker and not is_available():
             raise ConfigError("--ranker needs LightGBM, which is not installed: pip install -r requirements.txt")
         if self.export_run and self.evaluate == "none":
             raise ConfigError("--export-run writes the held-out rankings, which --evaluate none does not make")

@@ -17,6 +17,23 @@ _TOY_STORY = {
 }
 _VERSION = "20261123T101500Z-1a2b3c4d"
 
+_LISTED = {
+    "version": _VERSION,
+    "is_active": True,
+    "is_previous": False,
+    "trained_at": "2026-11-23T10:15:00+00:00",
+    "dataset": "ml-latest-small",
+    "n_ratings": 100836,
+    "n_users": 610,
+    "n_items": 6298,
+    "has_ranker": False,
+    "stage": "test",
+    "protocol": "rated",
+    "metrics": {"recall@10": 0.1466, "ndcg@10": 0.0837},
+    "promotion": {"activate": True, "reasons": ["no version was active"]},
+    "damage": None,
+}
+
 
 def _example(**values: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"example": values})
@@ -85,6 +102,13 @@ class ColdRecommendations(RecommendationList, _ForLiked):
     )
 
 
+class ReloadProblem(BaseModel):
+    """Why the active version is not the one being served."""
+
+    reason: str
+    since: str = Field(description="ISO 8601, UTC.")
+
+
 class Health(BaseModel):
     """Which model is being served."""
 
@@ -98,6 +122,10 @@ class Health(BaseModel):
         dataset="ml-latest-small",
         ranker=True,
         dials={"diversity": {"0.3": -0.007}},
+        reload_error={  # shown although it is rare: a null would not be
+            "reason": "artifacts/versions/20261124T101500Z-5e6f7a8b/als.npz: is missing; expected 3537920 bytes, …",
+            "since": "2026-11-24T10:15:04+00:00",
+        },
     )
 
     status: Literal["ok"]
@@ -111,6 +139,52 @@ class Health(BaseModel):
     dials: dict[str, dict[str, float]] = Field(
         description="What NDCG@10 of the held-out run changes by with a dial at a setting; empty if not measured."
     )
+    reload_error: ReloadProblem | None = Field(
+        description="Null where the active version is the one being served; else why it is not."
+    )
+
+
+class ModelVersion(BaseModel):
+    """One version of the model; what it says of itself is null where it cannot be read."""
+
+    model_config = _example(**_LISTED)
+
+    version: str
+    is_active: bool
+    is_previous: bool = Field(description="Whether a rollback would go to it.")
+    trained_at: str | None
+    dataset: str | None
+    n_ratings: int | None
+    n_users: int | None
+    n_items: int | None
+    has_ranker: bool
+    stage: str | None = Field(description='What was held out: "test", "validation", or "none" if it was not evaluated.')
+    protocol: str | None
+    metrics: dict[str, float] = Field(description="Of the held-out run, under that protocol.")
+    promotion: dict[str, Any] = Field(description="What the promotion gate decided when it was trained, and why.")
+    damage: str | None = Field(description="Why it cannot be read; its checksums are only looked at to activate it.")
+
+
+class ModelList(BaseModel):
+    """All versions, newest first."""
+
+    active: str | None
+    previous: str | None
+    serving: str | None = Field(description="The version that the answering process serves.")
+    versions: list[ModelVersion]
+
+
+class Activation(BaseModel):
+    """A version that was made active."""
+
+    model_config = _example(version=_VERSION, replaced="20261122T101500Z-5e6f7a8b", serving=_VERSION, warnings=[])
+
+    version: str
+    replaced: str | None = Field(description="What was active before; null if nobody could say.")
+    serving: str | None = Field(
+        description="What the answering process serves now; the others follow within RECS_RELOAD_SECONDS."
+    )
+    warnings: list[str]
 
 
 class Probe(BaseModel):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -20,6 +20,16 @@ class Settings(BaseSettings):
     artifacts_dir: Path = Field(
         default=Path("artifacts"),
         description="Folder that the trainer publishes versions to and the service reads them from.",
+    )
+    reload_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How often each process looks for a newly activated version; 0 for never.",
+    )
+    admin_token: SecretStr | None = Field(
+        default=None,
+        description="Bearer token of whoever may list and switch versions over HTTP; without one nobody may.",
     )
     movielens_url: str = Field(
         default="https://files.grouplens.org/datasets/movielens",

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from app.artifacts import MANIFEST, REQUIRED_FILES, load_version, verify_version
-from app.datasets.locate import SYNTHETIC
-from app.errors import ArtifactError, NoModelError
-from app.registry import CURRENT, HISTORY, VERSIONS, current_version, load_current, publish
+from app.artifacts import MANIFEST, REQUIRED_FILES, load_version
+from app.errors import ArtifactError, NoModelError, UnwritableError
+from app.registry import CURRENT, HISTORY, VERSIONS, current, load_current, publish
 from tests.models import make_model
 from tests.publishers import check_flat_view, check_leftovers, recorded, serves
 
@@ -38,7 +37,7 @@ def run(*arguments: object) -> str:
 
 
 def test_nothing_published_is_an_error_that_names_the_remedy(folder: Path) -> None:
-    assert current_version(folder) is None
+    assert current(folder) is None
     with pytest.raises(NoModelError, match=r"python train_als\.py"):
         load_current(folder)
 
@@ -50,7 +49,7 @@ def test_the_first_version_is_active_and_whole(folder: Path) -> None:
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}", published.version)
     assert (folder / CURRENT).read_text() == f"{published.version}\n"
     assert serves(load_current(folder), OLD)
-    assert current_version(folder) == published.version
+    assert current(folder) == published.version
     assert load_current(folder).manifest["dataset"] == "hand-made"
     check_leftovers(folder)
 
@@ -134,65 +133,28 @@ def test_copies_stand_in_where_links_are_not_allowed(folder: Path, monkeypatch: 
     check_leftovers(folder)
 
 
-# --- synthetic models
+# --- what follows the pointer
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "activated"),
-    [
-        (None, SYNTHETIC, True),
-        ("ml-latest-small", SYNTHETIC, False),
-        (SYNTHETIC, "ml-latest-small", True),
-        (SYNTHETIC, SYNTHETIC, True),
-        ("ml-latest-small", "ml-1m", True),
-    ],
-)
-def test_synthetic_data_never_replaces_real_data(
-    folder: Path, before: str | None, after: str, *, activated: bool
-) -> None:
-    first = publish(folder, make_model(dataset=before)) if before else None
-    second = publish(folder, make_model(random_state=1, dataset=after))
-    assert second.activated is activated
-    active = second if activated or first is None else first
-    assert load_current(folder).version == active.version
-    assert verify_version(second.folder)["dataset"] == after  # published beside it in any case
-    check_flat_view(folder, active.version)
-    assert recorded(folder)[-1] == (active.version, "trained")
-
-
-@pytest.mark.parametrize("damaged", [MANIFEST, "als.npz"])
-def test_a_synthetic_model_replaces_one_that_cannot_be_loaded(folder: Path, damaged: str) -> None:
-    published = publish(folder, OLD)
-    (published.folder / damaged).unlink()
-    assert publish(folder, make_model(dataset=SYNTHETIC)).activated
-    assert load_current(folder).manifest["dataset"] == SYNTHETIC
-
-
-def test_a_synthetic_model_does_not_replace_a_real_one_that_a_damaged_pointer_hides(folder: Path) -> None:
-    publish(folder, make_model(dataset="ml-latest-small"))
-    (folder / CURRENT).write_text("garbage")
-    assert not publish(folder, make_model(dataset=SYNTHETIC)).activated
-
-
-def test_a_synthetic_model_may_stand_beside_a_real_one_that_was_never_active(folder: Path) -> None:
-    """As left by a publisher that died just before it moved CURRENT."""
-    publish(folder, OLD)
-    (folder / CURRENT).unlink()
-    (folder / HISTORY).unlink()
-    assert publish(folder, make_model(dataset=SYNTHETIC)).activated
-
-
-@pytest.mark.parametrize("blocked", ["als.npz", HISTORY])
-def test_what_cannot_be_done_after_the_pointer_moved_is_a_warning(folder: Path, blocked: str) -> None:
-    (folder / blocked).mkdir(parents=True)
+def test_a_flat_view_that_cannot_follow_the_pointer_is_a_warning(folder: Path) -> None:
+    (folder / "als.npz").mkdir(parents=True)
     published = publish(folder, OLD)
     assert published.activated
     assert serves(load_current(folder), OLD)
     (warning,) = published.warnings
     assert published.version in warning
-    (folder / blocked).rmdir()
+    (folder / "als.npz").rmdir()
     assert publish(folder, NEW).warnings == ()
-    check_flat_view(folder, current_version(folder))
+    check_flat_view(folder, current(folder))
+
+
+def test_nothing_moves_that_cannot_be_recorded(folder: Path) -> None:
+    old = publish(folder, OLD)
+    (folder / HISTORY).unlink()
+    (folder / HISTORY).mkdir()
+    with pytest.raises(UnwritableError, match="HISTORY"):
+        publish(folder, NEW)
+    assert current(folder) == old.version
 
 
 # --- damage
@@ -261,11 +223,11 @@ def test_an_activation_that_was_not_recorded_is_recorded_by_the_next(folder: Pat
     assert first.version in text
 
 
-def test_a_flat_view_that_was_left_behind_is_mended_even_by_a_synthetic_model(folder: Path) -> None:
+def test_a_flat_view_that_was_left_behind_is_mended_even_by_a_version_that_is_not_activated(folder: Path) -> None:
     old, new = publish(folder, OLD), publish(folder, NEW)
     (folder / "als.npz").unlink()
     (folder / "als.npz").symlink_to(Path(VERSIONS) / old.version / "als.npz")
-    publish(folder, make_model(dataset=SYNTHETIC))
+    publish(folder, make_model(random_state=3), may_activate=lambda _active: False)
     check_flat_view(folder, new.version)
 
 
@@ -317,7 +279,7 @@ def test_publishers_at_the_same_moment_take_turns(folder: Path) -> None:
             assert serves(load_version(folder / VERSIONS / version), make_model(random_state=seed))
     assert sorted(version for version, _ in recorded(folder)) == sorted(chain(*versions))
     assert load_current(folder).version == recorded(folder)[-1][0]
-    check_flat_view(folder, current_version(folder))
+    check_flat_view(folder, current(folder))
     check_leftovers(folder)
 
 

@@ -15,7 +15,7 @@ from app.artifacts import MANIFEST
 from app.main import create_app
 from app.recommender import Recommender
 from app.registry import CURRENT, VERSIONS, load_current, publish
-from app.routers.serving import Serving
+from app.serving import Served
 from app.settings import Settings
 from tests.models import BIG_MOVIE, BIG_USER, MOVIES, make_model, serve
 
@@ -151,7 +151,7 @@ def test_an_unknown_user_is_told_about_cold_start(get: Get) -> None:
 def test_health_describes_the_model(get: Get, artifacts_dir: Path) -> None:
     answer = get("/health").json()
     first = ["status", "model", "n_users", "n_items", "version", "trained_at", "dataset"]
-    assert list(answer) == [*first, "ranker", "dials"]
+    assert list(answer) == [*first, "ranker", "dials", "reload_error"]
     model = load_current(artifacts_dir)
     assert answer == {
         "status": "ok",
@@ -163,6 +163,7 @@ def test_health_describes_the_model(get: Get, artifacts_dir: Path) -> None:
         "dataset": "hand-made",
         "ranker": False,
         "dials": {},
+        "reload_error": None,
     }
 
 
@@ -289,7 +290,7 @@ def test_without_a_model_the_service_starts_and_says_how_to_make_one(tmp_path: P
         for url in MODEL_URLS:
             problem = assert_problem(get(url), 503)
             assert "python train_als.py" in problem["detail"]
-            assert "restart the service" in problem["detail"]
+            assert "looks again every 5 s" in problem["detail"]
             assert problem["type"] == "urn:movie-recommender:problem:no-model"
         assert_invalid(get("/recommend?user_id=x"), "user_id")
         assert_invalid(get("/recommend_cold?liked=x"), "liked")
@@ -306,7 +307,6 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no manifest": (MANIFEST, lambda version: (version / MANIFEST).unlink()),
     "no users": ("users.npy", lambda version: (version / "users.npy").unlink()),
     "no version": (CURRENT, lambda version: version.rename(version.parent / "elsewhere")),
-    "pointer": (CURRENT, lambda version: (version.parent.parent / CURRENT).write_text("garbage")),
     "manifest is deep": (MANIFEST, lambda version: replace(version / MANIFEST, "[" * 100_000)),
 }
 
@@ -335,7 +335,7 @@ def test_a_fault_tells_nothing_about_our_insides(artifacts_dir: Path) -> None:
 
     app = create_app(Settings(artifacts_dir=artifacts_dir))
     with serve(app) as get:
-        app.state.serving = Serving(recommender=Broken(load_current(artifacts_dir)))
+        app.state.serving.now = Served(Broken(load_current(artifacts_dir)))
         response = get("/recommend?user_id=1")
         problem = assert_problem(response, 500)
         assert "secret" not in response.text
@@ -416,6 +416,8 @@ def test_the_described_problem_is_the_one_that_is_sent(get: Get, openapi: dict[s
 
 def test_every_documented_example_works(get: Get, openapi: dict[str, Any]) -> None:
     for path, operations in openapi["paths"].items():
+        if "get" not in operations or "security" in operations["get"]:
+            continue
         query = {
             parameter["name"]: example_of(parameter)
             for parameter in operations["get"].get("parameters", [])

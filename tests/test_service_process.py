@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -21,56 +16,7 @@ import pytest
 from app.recommender import Recommender
 from app.registry import load_current, publish
 from tests.models import make_model
-
-ROOT = Path(__file__).parents[1]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def environment(artifacts_dir: Path) -> dict[str, str]:
-    return {**os.environ, "RECS_ARTIFACTS_DIR": str(artifacts_dir)}
-
-
-get = partial(httpx.get, trust_env=False)  # no proxy stands between us and ourselves
-
-
-@dataclass
-class Server:
-    process: subprocess.Popen[str]
-    url: str
-    log: Path
-
-    def wait_until_it_answers(self) -> None:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                get(f"{self.url}/livez")
-            except httpx.TransportError:
-                time.sleep(0.05)
-            else:
-                return
-        pytest.fail(f"the service did not start:\n{self.log.read_text()}")
-
-
-def start(artifacts_dir: Path, log: Path) -> Server:
-    port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(port)]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(artifacts_dir), stdout=output, stderr=output, text=True
-        )
-    server = Server(process, f"http://127.0.0.1:{port}", log)
-    try:
-        server.wait_until_it_answers()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    return server
+from tests.servers import ROOT, Server, environment, get, start
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +31,7 @@ def artifacts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(artifacts_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = start(artifacts_dir, tmp_path_factory.mktemp("log") / "uvicorn.log")
     yield server
-    server.process.kill()
-    server.process.wait()
+    server.stop()
 
 
 def test_it_answers_what_the_published_model_says(server: Server, artifacts_dir: Path) -> None:
@@ -147,8 +92,7 @@ def test_without_a_model_it_runs_and_logs_the_remedy(tmp_path: Path) -> None:
         assert get(f"{server.url}/readyz").status_code == 503
         assert "python train_als.py" in server.log.read_text()
     finally:
-        server.process.kill()
-        server.process.wait()
+        server.stop()
 
 
 def test_the_service_loads_no_library_of_the_offline_half(artifacts_dir: Path) -> None:
@@ -158,7 +102,7 @@ from app.main import app
 
 async def run():
     async with app.router.lifespan_context(app):
-        recommender = app.state.serving.recommender
+        recommender = app.state.serving.now.recommender
         recommender.recommend(1, 5), recommender.recommend_cold([1, 2], 5)
 
 asyncio.run(run())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from app.routers.problems import responses
-from app.routers.serving import recommender_of, telemetry_of
-from app.schemas import Health, Probe
+from app.routers.serving import recommender_of, serving_of, telemetry_of
+from app.schemas import Health, Probe, ReloadProblem
 from app.telemetry import CONTENT_TYPE
 
 router = APIRouter(tags=["operations"])
@@ -20,11 +19,14 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health", summary="The model being served", responses=responses(HTTPStatus.SERVICE_UNAVAILABLE))
+@router.get("/health", summary="The model being served", responses=responses("no-model"))
 async def health(request: Request) -> Health:
-    """Describe the loaded model; 503 with the remedy if there is none."""
+    """Describe the loaded model; 503 with the remedy if there is none.
+
+    `reload_error` says why that is not the active version, where it is not.
+    """
     recommender = recommender_of(request)
-    model = recommender.model
+    model, error = recommender.model, serving_of(request).now.error
     return Health(
         status="ok",
         model="ALS",
@@ -35,6 +37,7 @@ async def health(request: Request) -> Health:
         dataset=model.manifest["dataset"],
         ranker=recommender.ranker is not None,
         dials=_dial_costs(model.metrics),
+        reload_error=ReloadProblem(reason=error.reason, since=error.since) if error else None,
     )
 
 
@@ -61,7 +64,7 @@ async def livez() -> Probe:
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", summary="Can it serve?", responses=responses(HTTPStatus.SERVICE_UNAVAILABLE))
+@router.get("/readyz", summary="Can it serve?", responses=responses("no-model"))
 async def readyz(request: Request) -> Probe:
     """Answer 200 when a model is loaded, else 503."""
     recommender_of(request)

@@ -11,47 +11,82 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from app.errors import ArtifactError, RecommenderError, UnknownUserError
+from app.errors import (
+    ArtifactError,
+    RecommenderError,
+    UnknownUserError,
+    UnknownVersionError,
+    UnwritableError,
+    VersionRefusedError,
+)
 from app.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
-_STATUS: dict[type[RecommenderError], tuple[HTTPStatus, str]] = {
-    UnknownUserError: (HTTPStatus.NOT_FOUND, "unknown-user"),
-    ArtifactError: (HTTPStatus.SERVICE_UNAVAILABLE, "no-model"),
+# By the last part of their type; the first kind of an error that fits is what it becomes.
+_OF_ERRORS: dict[str, type[RecommenderError]] = {
+    "unknown-user": UnknownUserError,
+    "unknown-version": UnknownVersionError,
+    "version-refused": VersionRefusedError,
+    "artifacts-unwritable": UnwritableError,
+    "no-model": ArtifactError,
 }
+_STATUS = {
+    "invalid-parameter": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "unauthorized": HTTPStatus.UNAUTHORIZED,
+    "admin-disabled": HTTPStatus.FORBIDDEN,
+    "unknown-user": HTTPStatus.NOT_FOUND,
+    "unknown-version": HTTPStatus.NOT_FOUND,
+    "version-refused": HTTPStatus.CONFLICT,
+    "artifacts-unwritable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "no-model": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+_REFUSAL = "HTTPValidationError"  # FastAPI's own, which nobody is answered with here
+UNAUTHORIZED = "expected the header Authorization: Bearer followed by the token that RECS_ADMIN_TOKEN holds"
+ADMIN_DISABLED = (
+    "nobody may do this, because no token is configured; start the service with the environment variable "
+    "RECS_ADMIN_TOKEN set to a long random text, and send it: Authorization: Bearer TEXT"
+)
 _EXAMPLES = {
-    HTTPStatus.NOT_FOUND: ("unknown-user", str(UnknownUserError(999_999))),
-    HTTPStatus.UNPROCESSABLE_ENTITY: (
-        "invalid-parameter",
-        "k: expected a whole number from 1 to 100, in decimal digits, got '0'",
-    ),
-    HTTPStatus.SERVICE_UNAVAILABLE: (
-        "no-model",
-        "no model was loaded when the service started: no model is published in artifacts; "
-        "make one: python train_als.py; then restart the service",
-    ),
+    "invalid-parameter": "k: expected a whole number from 1 to 100, in decimal digits, got '0'",
+    "unauthorized": UNAUTHORIZED,
+    "admin-disabled": ADMIN_DISABLED,
+    "unknown-user": str(UnknownUserError(999_999)),
+    "unknown-version": str(UnknownVersionError("20200101T000000Z-00000000")),
+    "version-refused": "nothing to roll back to: no version was active before 20261123T101500Z-1a2b3c4d that is intact",
+    "artifacts-unwritable": "cannot write to artifacts: [Errno 30] Read-only file system: 'artifacts/.lock'",
+    "no-model": "no model is loaded: no model is published in artifacts; make one: python train_als.py; this service "
+    "looks again every 5 s",
 }
 
 
-def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """Describe problem responses for an endpoint's OpenAPI entry."""
+class AccessError(Exception):
+    """Somebody may not do what they asked for; ``kind`` is "unauthorized" or "admin-disabled"."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(_EXAMPLES[kind])
+        self.kind = kind
+
+
+def responses(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """Describe problem responses, by kind, for an endpoint's OpenAPI entry; of one status the last is the example."""
     return {
-        int(status): {
-            "description": status.phrase,
+        int(_STATUS[kind]): {
+            "description": _STATUS[kind].phrase,
             "content": {
                 MEDIA_TYPE: {
                     "schema": {"$ref": "#/components/schemas/Problem"},
-                    "example": _describe(status, _EXAMPLES[status][1], kind=_EXAMPLES[status][0]),
+                    "example": _describe(_STATUS[kind], _EXAMPLES[kind], kind=kind),
                 }
             },
         }
-        for status in statuses
+        for kind in kinds
     }
 
 
 def install(app: FastAPI) -> None:
     """Make every error of the application a problem, and describe problems in its OpenAPI document."""
     app.add_exception_handler(RecommenderError, _on_domain_error)
+    app.add_exception_handler(AccessError, _on_no_access)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_fault)
@@ -60,7 +95,13 @@ def install(app: FastAPI) -> None:
     def describe_with_problems() -> dict[str, Any]:
         """FastAPI lists only the schemas of JSON answers, and would document ours as application/json."""
         document = describe()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                if _REFUSAL in str(operation["responses"].get("422")):
+                    del operation["responses"]["422"]  # a path that takes any text
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        for name in (_REFUSAL, "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
         document["components"]["schemas"] |= {**problem.pop("$defs"), "Problem": problem}
         return document
 
@@ -68,10 +109,16 @@ def install(app: FastAPI) -> None:
 
 
 async def _on_domain_error(_request: Request, error: Exception) -> JSONResponse:
-    for kind, (status, name) in _STATUS.items():
-        if isinstance(error, kind):
-            return _problem(status, str(error), kind=name)
+    for kind, of in _OF_ERRORS.items():
+        if isinstance(error, of):
+            return _problem(_STATUS[kind], str(error), kind=kind)
     raise error
+
+
+async def _on_no_access(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, AccessError)
+    headers = {"WWW-Authenticate": "Bearer"} if error.kind == "unauthorized" else None
+    return _problem(_STATUS[error.kind], str(error), kind=error.kind, headers=headers)
 
 
 async def _on_invalid_parameter(_request: Request, error: Exception) -> JSONResponse:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -24,7 +23,7 @@ log = logging.getLogger("uvicorn.error")
 @router.get(
     "/recommend",
     summary="Movies for a known user",
-    responses=responses(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
+    responses=responses("unknown-user", "invalid-parameter", "no-model"),
     response_model_exclude_unset=True,
 )
 async def recommend(request: Request, user_id: UserId, options: Options, k: K = 10) -> UserRecommendations:
@@ -42,7 +41,7 @@ async def recommend(request: Request, user_id: UserId, options: Options, k: K = 
 @router.get(
     "/recommend_cold",
     summary="Movies for someone new",
-    responses=responses(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
+    responses=responses("invalid-parameter", "no-model"),
     response_model_exclude_unset=True,
     openapi_extra={"parameters": [LIKED_IN_OPENAPI]},
 )

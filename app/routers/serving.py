@@ -1,22 +1,13 @@
-"""What the application serves from: the loaded model, or the reason why there is none."""
+"""What endpoints take from the application: the recommender of this moment, and what counts."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from fastapi import Request
 
 from app.errors import ArtifactError
 from app.recommender import Recommender
+from app.serving import Serving
 from app.telemetry import Telemetry
-
-
-@dataclass(frozen=True)
-class Serving:
-    """The state of a running service: exactly one of the two is set."""
-
-    recommender: Recommender | None = None
-    error: ArtifactError | None = None
 
 
 def telemetry_of(request: Request) -> Telemetry:
@@ -25,16 +16,28 @@ def telemetry_of(request: Request) -> Telemetry:
     return telemetry
 
 
+def serving_of(request: Request) -> Serving:
+    """Return what this application serves from."""
+    serving: Serving = request.app.state.serving
+    return serving
+
+
 def recommender_of(request: Request) -> Recommender:
-    """Return the recommender that answers this request.
+    """Return the recommender that answers this request; taken once, it answers all of it.
 
     Raises
     ------
     ArtifactError
         If no model is loaded, with the command that makes one.
     """
-    serving: Serving = request.app.state.serving
-    if serving.recommender is None:
-        # A new exception each time: raising the stored one would let its traceback grow with every request.
-        raise ArtifactError(f"no model was loaded when the service started: {serving.error}; then restart the service")
-    return serving.recommender
+    serving = serving_of(request)
+    now = serving.now
+    if now.recommender is None:
+        reason = now.error.reason if now.error else "not yet"
+        then = (
+            f"this service looks again every {serving.reload_seconds:g} s"
+            if serving.reload_seconds
+            else "then restart this service, which does not look for new versions (RECS_RELOAD_SECONDS is 0)"
+        )
+        raise ArtifactError(f"no model is loaded: {reason}; {then}")
+    return now.recommender

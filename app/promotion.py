@@ -1,0 +1,374 @@
+"""The promotion gate: whether a newly trained model may take the place of the active one.
+
+``training ─▶ judge ─▶ Verdict ─▶ metrics.json, registry.publish``. The candidate's held-out run is compared with the
+active version's *configuration*, fitted anew on the same held-out split: the served factors have seen the targets, so
+their figures would be too good. What is known to be broken is refused without any comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import second_stage
+from app.als import AlsConfig, Factors, learn
+from app.artifacts import LoadedModel
+from app.core import Dataset
+from app.datasets.locate import SYNTHETIC
+from app.evaluation import MODEL, RANKER, als_scorer
+from app.evaluation.lists import find_hits, rank
+from app.evaluation.metrics import catalogue_metrics, ranking_metrics
+from app.evaluation.strata import history_strata
+from app.protocols import RankingTask
+from app.ranker import RankerConfig
+from app.ranking import top_k
+
+Promote = Literal["always", "auto", "never"]
+METRICS = ("ndcg@10", "recall@10")
+LEVEL = 0.05  # of all comparisons together
+ALL_USERS = "all users"
+N_RESAMPLES = 9_999
+MANY = 5_000  # changed users, above which the mean is as good as normal
+TOP, N_SAMPLE = 10, 100  # of the lists that must not all be the same
+FEW = 10  # users, or movies: fewer may well be all alike
+COVERAGE = "coverage@10"
+COLLAPSED = 0.5  # of the active version's coverage
+_SIGNS_AT_ONCE = 1 << 22
+_ROUNDING = 1e-10  # of the sum of all changes: sums of equal ones differ by less
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of the candidate less that of the active configuration, over the same users.
+
+    ``p_value`` is the probability of a difference at least as bad if the two were alike; ``p_holm`` is that, corrected
+    for all comparisons of the gate.
+    """
+
+    metric: str
+    users: str
+    n_users: int
+    candidate: float
+    active: float
+    difference: float
+    p_value: float
+    p_holm: float
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the candidate is significantly worse."""
+        return self.p_holm < LEVEL
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """What the active version is, as far as a successor must know: how it was made, and what it said of itself.
+
+    ``ranker`` is None where it has no second stage.
+    """
+
+    version: str
+    dataset: str
+    als: AlsConfig
+    ranker: RankerConfig | None
+    min_rating: float
+    metrics: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model: LoadedModel) -> Incumbent:
+        """Describe a version; what an older release did not state of its second stage is as it is by default now."""
+        ranker = None
+        if model.ranker:
+            stated = model.ranker.description.get("hyper_parameters", {})
+            ranker = RankerConfig(**{of.name: stated[of.name] for of in fields(RankerConfig) if of.name in stated})
+        return cls(model.version, model.manifest["dataset"], model.als_config, ranker, model.min_rating, model.metrics)
+
+    def same_configuration(self, als: AlsConfig, ranker: RankerConfig | None) -> bool:
+        """Tell whether a fit would have the same result: neither threads nor device are part of what is learned."""
+        return ranker == self.ranker and replace(als, num_threads=0, device="cpu") == replace(
+            self.als, num_threads=0, device="cpu"
+        )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A task, and the lists of a model that knows no more than the task allows.
+
+    ``lists`` of shape (n_targets, depth), int32, hold item indices, best first, −1 where none was left.
+    """
+
+    task: RankingTask
+    lists: NDArray[np.int32]
+
+    @property
+    def coverage(self) -> float:
+        """Return the share of the catalogue among the first 10 of all lists."""
+        return catalogue_metrics(self.lists, len(self.task.items), (TOP,))[COVERAGE]
+
+    def measure(self) -> dict[str, NDArray[np.float64]]:
+        """Measure each user's list."""
+        hits = find_hits(self.lists, self.task.relevant)
+        return ranking_metrics(hits, np.diff(self.task.relevant.indptr), (TOP,))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the gate looks at: the model to be served, and how it would have done before its last ratings.
+
+    Parameters
+    ----------
+    factors : Factors
+        Those that would be served.
+    held_out : HeldOut, optional
+        None if it was not evaluated.
+    """
+
+    dataset: str
+    als: AlsConfig
+    ranker: RankerConfig | None
+    min_rating: float
+    factors: Factors
+    held_out: HeldOut | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided: ``reasons`` are sentences, ``against`` is the version that was active then."""
+
+    promote: Promote
+    activate: bool
+    reasons: tuple[str, ...]
+    against: str | None = None
+    comparisons: tuple[Comparison, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``metrics.json`` holds."""
+        listed = [{**asdict(of), "is_worse": of.is_worse} for of in self.comparisons]
+        return {**asdict(self), "reasons": list(self.reasons), "comparisons": listed, "definition": DEFINITION}
+
+
+DEFINITION = (
+    "The candidate's held-out run beside the active version's configuration fitted anew on the same split, paired over "
+    f"users: one-sided sign-flip permutation test of the mean difference ({N_RESAMPLES:,} resamples, or all if there "
+    f"are fewer; its normal limit for more than {MANY:,} changed users), Holm-corrected over all comparisons; refused "
+    f"where a corrected p is below {LEVEL}."
+)
+
+
+def judge(
+    promote: Promote, candidate: Candidate, incumbent: Incumbent | None, dataset: Dataset, random_state: int
+) -> Verdict:
+    """Decide whether a candidate may become active.
+
+    ``auto`` refuses one that is broken, is of other data than the active version, was not evaluated, or is
+    significantly worse on any of the comparisons. ``always`` and ``never`` decide by themselves; ``never`` compares all
+    the same, so that somebody can decide by hand.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What the active configuration is fitted on, as far as the candidate's task allows it.
+    random_state : int
+        Seed of the permutations.
+    """
+    against = incumbent.version if incumbent else None
+    faults = find_faults(candidate.factors)
+    if promote == "always":
+        return Verdict(promote, True, ("--promote always was asked for", *faults), against)
+    comparisons: tuple[Comparison, ...] = ()
+    refusals = list(faults)
+    if incumbent is None:
+        verdict = "no version was active"
+    elif incumbent.dataset == SYNTHETIC != candidate.dataset:
+        verdict = f"ratings of {candidate.dataset} take the place of synthetic ones"
+    elif reason := _why_not_comparable(candidate, incumbent):
+        verdict, refusals = "", [*refusals, reason]
+    elif incumbent.same_configuration(candidate.als, candidate.ranker):
+        verdict = f"it has the configuration of {incumbent.version}, so there is nothing to compare"
+        refusals += _find_collapse(candidate, incumbent, None)
+    else:
+        assert candidate.held_out
+        coverage = None
+        try:
+            refitted = refit(incumbent, candidate.als, dataset, candidate.held_out.task)
+        except Exception as error:  # too few ratings for its ranker, no LightGBM: this must not cost the new model
+            refusals.append(
+                f"the configuration of {incumbent.version} could not be fitted on the same split, so there is nothing "
+                f"to compare with ({type(error).__name__}: {error})"
+            )
+        else:
+            coverage = refitted.coverage
+            comparisons = compare(candidate.held_out, refitted, random_state)
+        refusals += _find_collapse(candidate, incumbent, coverage)
+        refusals += _describe_worse(comparisons, incumbent)
+        verdict = f"it is not significantly worse than the configuration of {incumbent.version}"
+    if promote == "never":
+        return Verdict(
+            promote, False, ("--promote never was asked for", *(refusals or [verdict])), against, comparisons
+        )
+    return Verdict(promote, not refusals, tuple(refusals or [verdict]), against, comparisons)
+
+
+def _why_not_comparable(candidate: Candidate, incumbent: Incumbent) -> str | None:
+    active = f"the active version {incumbent.version}"
+    if candidate.dataset != incumbent.dataset:
+        return f"it was trained on {candidate.dataset}, and {active} on {incumbent.dataset}"
+    if candidate.min_rating != incumbent.min_rating:
+        return (
+            f"its positives are ratings of {candidate.min_rating:g} or more, and those of {active} "
+            f"{incumbent.min_rating:g} or more, so their figures cannot be compared"
+        )
+    if candidate.held_out is None:
+        return f"it was not evaluated, so it cannot be compared with {active}"
+    return None
+
+
+def _describe_worse(comparisons: Sequence[Comparison], incumbent: Incumbent) -> list[str]:
+    return [
+        f"{of.metric} of {of.users} ({of.n_users:,}) is significantly worse: {of.candidate:.4f}, and {of.active:.4f} "
+        f"with the configuration of {incumbent.version}; difference {of.difference:+.4f}, p {of.p_holm:.2g} "
+        "(Holm-corrected)"
+        for of in comparisons
+        if of.is_worse
+    ]
+
+
+def refit(incumbent: Incumbent, resources: AlsConfig, dataset: Dataset, task: RankingTask) -> HeldOut:
+    """Fit the active version's configuration, its seed included, to what a task lets models learn.
+
+    Parameters
+    ----------
+    resources : AlsConfig
+        Threads and device to fit with.
+    """
+    als = replace(incumbent.als, num_threads=resources.num_threads, device=resources.device)
+    factors = learn(task.positives, als)
+    scorer = als_scorer(task, factors)
+    if incumbent.ranker:
+        learner = second_stage.Learner(dataset, task.users, task.items, als, incumbent.min_rating)
+        scorer = second_stage.ranker_scorer(second_stage.train_held_out(learner, task, factors, incumbent.ranker))
+    return HeldOut(task, rank(task.seen, scorer, depth=TOP))
+
+
+def compare(candidate: HeldOut, active: HeldOut, random_state: int) -> tuple[Comparison, ...]:
+    """Compare two models on the same task, for all users and for those with short, middle and long histories.
+
+    H₀ is that the candidate is not worse; its alternative, that the mean difference is below 0. Users for whom a metric
+    is undefined are left out of it.
+
+    References
+    ----------
+    Smucker, Allan, Carterette, "A Comparison of Statistical Significance Tests for Information Retrieval Evaluation"
+    (CIKM 2007); Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (Scand. J. Statistics, 1979).
+    """
+    groups = {ALL_USERS: np.ones(candidate.task.n_targets, dtype=np.bool_)}
+    groups |= {f"users with {name} histories": mask for name, mask in history_strata(candidate.task).items()}
+    values = candidate.measure(), active.measure()
+    found = []
+    for metric in METRICS:
+        of_candidate, of_active = (of[metric] for of in values)
+        difference = of_candidate - of_active
+        for users, mask in groups.items():
+            asked = mask & ~np.isnan(difference)
+            if asked.any():
+                p = p_worse(difference[asked], random_state)
+                found.append((metric, users, int(asked.sum()), of_candidate[asked].mean(), of_active[asked].mean(), p))
+    corrected = holm([p for *_, p in found])
+    return tuple(
+        Comparison(metric, users, n, float(one), float(other), float(one - other), p, p_holm)
+        for (metric, users, n, one, other, p), p_holm in zip(found, corrected, strict=True)
+    )
+
+
+def p_worse(differences: NDArray[np.float64], random_state: int) -> float:
+    """Return the one-sided p of a mean difference below 0, by flipping signs; 1 where nothing differs.
+
+    p = P(Σ_u s_u d_u ≤ Σ_u d_u) over independent signs s_u = ±1: all of them, or ``N_RESAMPLES`` and the observed ones.
+    Users whose figures are the same change no sum, whatever their sign, and are left out.
+    """
+    changed = differences[differences != 0]
+    n, total = len(changed), float(changed.sum())
+    if n == 0:
+        return 1.0
+    if n > MANY:
+        return 0.5 * math.erfc(-total / math.sqrt(2 * float(np.square(changed).sum())))
+    as_bad = total + _ROUNDING * np.abs(changed).sum()
+
+    def count(flipped: NDArray[np.integer[Any]]) -> int:
+        return int(np.count_nonzero(total - 2 * (flipped @ changed) <= as_bad))
+
+    if (n_all := 1 << n) <= N_RESAMPLES:
+        return count(np.arange(n_all)[:, None] >> np.arange(n) & 1) / n_all
+    rng = np.random.default_rng(random_state)
+    blocks = np.array_split(np.arange(N_RESAMPLES), N_RESAMPLES * n // _SIGNS_AT_ONCE + 1)
+    n_as_bad = sum(count(rng.integers(2, size=(len(block), n), dtype=np.int8)) for block in blocks)
+    return (n_as_bad + 1) / (N_RESAMPLES + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values: max over those up to each of (m − rank)·p, rank from 0, at most 1."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return [float(value) for value in adjusted]
+
+
+def find_faults(factors: Factors) -> tuple[str, ...]:
+    """Return what is broken about factors, whatever their figures: sentences, none if nothing is."""
+    faults = []
+    for name, array in vars(factors).items():
+        if not np.isfinite(array).all():
+            return (f"{name} hold NaN or infinity",)
+        rows = array[array.any(axis=1)]  # users without positives have the factor 0
+        if _is_constant(rows):
+            faults.append(f"{name} are all the same")
+    lists = sample_lists(factors)
+    if not faults and len(lists) >= FEW and lists.shape[1] == TOP and (lists == lists[0]).all():
+        faults.append(f"the first {TOP} movies of {len(lists)} users are all the same")
+    return tuple(faults)
+
+
+def _is_constant(rows: NDArray[np.float32]) -> bool:
+    """Tell whether all rows are the same, or, of few that may well be, all values; or there is no row."""
+    first = rows[:1] if len(rows) >= FEW else rows[:1, :1]
+    return rows.size != 1 and bool((rows == first).all())
+
+
+def sample_lists(factors: Factors) -> NDArray[np.integer[Any]]:
+    """Return the first movies of a fixed sample of users with positives, nothing removed, (n_sample, ≤ TOP)."""
+    n_items = len(factors.item_factors)
+    known = np.flatnonzero(factors.user_factors.any(axis=1))
+    sample = known[np.unique(np.linspace(0, len(known) - 1, min(N_SAMPLE, len(known))).astype(np.int64))]
+    with np.errstate(over="ignore"):  # scores beyond float32 are infinite, and all alike
+        scores = (factors.user_factors[sample].astype(np.float64) @ factors.item_factors.T).astype(np.float32)
+    return top_k(scores, min(TOP, n_items))
+
+
+def _find_collapse(candidate: Candidate, incumbent: Incumbent, refitted: float | None) -> list[str]:
+    """Compare coverage with what the active configuration has on this split, and with what its version stated."""
+    assert candidate.held_out
+    found = candidate.held_out.coverage
+    stated = _stated_coverage(incumbent, candidate.held_out.task)
+    return [
+        f"its lists show {found:.2%} of the catalogue, less than half of the {other:.2%} {whose}"
+        for other, whose in (
+            (refitted, f"of the configuration of {incumbent.version} on the same split"),
+            (stated, f"that {incumbent.version} states of its own held-out run"),
+        )
+        if other is not None and found < COLLAPSED * other
+    ]
+
+
+def _stated_coverage(incumbent: Incumbent, task: RankingTask) -> float | None:
+    if incumbent.metrics.get("stage") != task.stage:
+        return None
+    of_models = incumbent.metrics.get("protocols", {}).get(task.protocol, {})
+    means = of_models.get(RANKER if incumbent.ranker else MODEL, {})
+    found = means.get(COVERAGE)
+    return float(found) if found is not None else None

@@ -24,6 +24,8 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        # Python reads more than JSON is: NaN, Infinity, halves of characters. Nobody could be answered with those.
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
     except FileNotFoundError as error:
         raise damaged(path, "is missing", "a JSON object") from error
     except (ValueError, OSError, RecursionError) as error:
@@ -45,15 +47,20 @@ def check_rows(path: Path, indptr: NDArray[Any], item_index: NDArray[Any], n_use
     for name, array in (("indptr", indptr), ("item indices", item_index)):
         if array.ndim != 1 or array.dtype.kind != "i":
             raise damaged(path, f"{name} are {array.dtype} {array.shape}", "integers in one dimension")
-    if indptr.shape != (n_users + 1,) or indptr[0] != 0 or indptr[-1] != len(item_index) or (np.diff(indptr) < 0).any():
+    if indptr.shape != (n_users + 1,) or indptr[0] != 0 or indptr[-1] != len(item_index) or falls(indptr):
         raise damaged(path, "indptr is not the row structure of its entries", f"{n_users} rows")
     if len(item_index) and (item_index.min() < 0 or item_index.max() >= n_items):
         found = f"item indices run from {item_index.min()} to {item_index.max()}"
         raise damaged(path, found, f"0 to {n_items - 1}")
 
 
+def falls(values: NDArray[np.integer[Any]]) -> bool:
+    """Tell whether a value is smaller than the one before; their difference might overflow."""
+    return bool((values[1:] < values[:-1]).any())
+
+
 def damaged(path: Path, found: str, expected: str) -> ArtifactError:
     return ArtifactError(
-        f"{path}: {found}; expected {expected}. This version is damaged: train again (python train_als.py) "
-        "or restore its folder from a copy."
+        f"{path}: {found}; expected {expected}. This version is damaged: go back to the one before (python -m app.cli "
+        "models rollback), train again (python train_als.py), or restore its folder from a copy."
     )

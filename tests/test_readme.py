@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from app.cli import models
 from app.main import create_app
 from app.settings import Settings
 from train_als import cli
@@ -43,13 +44,14 @@ def test_every_endpoint_is_in_the_table() -> None:
 
 
 def test_options_that_readme_names_exist() -> None:
-    callback = cli.registered_commands[0].callback
-    assert callback is not None
-    known = {"--" + name.replace("_", "-") for name in callback.__annotations__} | {
+    commands = [*cli.registered_commands, *models.registered_commands]
+    names = {name for command in commands for name in getattr(command.callback, "__annotations__", {})}
+    known = {"--" + name.replace("_", "-") for name in names} | {
         "--json",
         "--no-refit",
         "--no-report",
         "--help",
+        "--seed",
     }
     of_other_programs = {"--workers", "--rm", "--rounds", "--seeds", "--stage"}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) - of_other_programs <= known

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ import pytest
 from threadpoolctl import threadpool_info
 from typer.testing import CliRunner, Result
 
+from app import promotion, registry
 from app.als import AlsConfig, learn
 from app.core import leave_one_out, positives
 from app.datasets.synthetic import synthesize
@@ -627,3 +629,119 @@ def test_ctrl_c_ends_a_long_run_at_once_and_publishes_nothing(
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     assert current(tmp_path / "a") is None
+
+
+# --- the promotion gate, from the command line
+
+
+@pytest.fixture
+def gated(train: Train, movielens_dir: Path) -> Train:
+    """Train on the real data, and measure no more than the gate needs."""
+    measured = ("--data-dir", movielens_dir, "--evaluate", "rated", "--baselines", "none")
+    return lambda *arguments: train(*measured, *arguments)
+
+
+GOOD = ("--iterations", 5, "--factors", 32)
+BAD = ("--iterations", 1, "--factors", 2, "--half-life", 0, "--grading", 0)
+
+
+def active() -> str | None:
+    return current(Path("artifacts"))
+
+
+def test_what_is_significantly_worse_is_published_and_not_activated(gated: Train) -> None:
+    assert gated(*GOOD).exit_code == 0
+    before = active()
+    result = gated(*BAD)
+    assert result.exit_code == 3
+    assert active() == before
+    assert "uvicorn" not in result.stdout  # there is nothing new to serve
+    (version,) = {path.name for path in Path("artifacts/versions").iterdir()} - {before}
+    assert f"models activate {version}" in result.stderr
+    verdict = json.loads(Path("artifacts/versions", version, "metrics.json").read_text())["promotion"]
+    assert (verdict["promote"], verdict["activate"], verdict["against"]) == ("auto", False, before)
+    assert len(verdict["comparisons"]) == 8
+    worse = [of for of in verdict["comparisons"] if of["is_worse"]]
+    assert {(of["metric"], of["users"]) for of in worse} >= {("recall@10", "all users"), ("ndcg@10", "all users")}
+    card = Path("artifacts/versions", version, "MODEL_CARD.md").read_text(encoding="utf-8")
+    for reason in verdict["reasons"]:
+        assert reason[:60] in result.stderr.replace(" │\n│ ", " ")
+        assert reason in card.replace("\\", "")
+    assert "did not let it become active" in card
+
+
+def test_what_is_active_after_the_gate_is_compared_by_its_configuration(gated: Train) -> None:
+    """Never by its factors, which have seen the answers: a better model would not have a chance."""
+    assert gated(*BAD).exit_code == 0
+    result = gated(*GOOD)
+    assert result.exit_code == 0
+    verdict = json.loads(Path("artifacts/metrics.json").read_text())["promotion"]
+    of_all = next(of for of in verdict["comparisons"] if (of["metric"], of["users"]) == ("recall@10", "all users"))
+    held_out = json.loads(Path("artifacts/versions", verdict["against"], "metrics.json").read_text())
+    assert of_all["active"] == pytest.approx(held_out["protocols"]["rated"]["als"]["recall@10"])
+    assert of_all["difference"] > 0.01
+
+
+def test_the_same_configuration_is_not_fitted_twice(train: Train, ratings_dir: Path) -> None:
+    for _ in range(2):
+        result = train("--data-dir", ratings_dir, "--evaluate", "rated")
+        assert result.exit_code == 0
+    assert "nothing to compare" in result.stdout
+
+
+def test_promote_always_and_never_decide_by_themselves(train: Train, ratings_dir: Path) -> None:
+    assert train("--data-dir", ratings_dir, *UNMEASURED).exit_code == 0
+    first = active()
+    printed = json.loads(train("--dataset", "synthetic", "--promote", "always", "--json", *UNMEASURED).stdout)
+    assert (printed["activated"], active()) == (True, printed["version"])
+    result = train("--data-dir", ratings_dir, "--promote", "never", *UNMEASURED)
+    assert result.exit_code == 0  # it did as it was told
+    assert active() == printed["version"] != first
+    assert "NOT ACTIVATED" not in result.stderr
+
+
+def test_what_was_not_evaluated_is_activated_only_beside_nothing(train: Train, ratings_dir: Path) -> None:
+    assert train("--data-dir", ratings_dir, *UNMEASURED).exit_code == 0
+    before = active()
+    result = train("--data-dir", ratings_dir, *UNMEASURED)
+    assert (result.exit_code, active()) == (3, before)
+    assert "it was not evaluated" in result.stderr
+
+
+def test_a_model_of_other_data_does_not_replace_the_active_one(train: Train, ratings_dir: Path, tmp_path: Path) -> None:
+    assert train("--data-dir", ratings_dir).exit_code == 0
+    before = active()
+    shutil.copytree(ratings_dir, tmp_path / "others")
+    result = train("--data-dir", tmp_path / "others")
+    assert (result.exit_code, active()) == (3, before)
+    assert "trained on others" in result.stderr
+
+
+def test_a_version_that_became_active_meanwhile_is_not_replaced(
+    train: Train, ratings_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the gate compared with is not active any more, so its verdict does not count."""
+    for _ in range(2):
+        assert train("--data-dir", ratings_dir, "--evaluate", "rated").exit_code == 0
+    judge = promotion.judge
+
+    def judge_and_roll_back(*arguments: Any) -> promotion.Verdict:
+        registry.rollback(Path("artifacts"))
+        return judge(*arguments)
+
+    monkeypatch.setattr(promotion, "judge", judge_and_roll_back)
+    result = train("--data-dir", ratings_dir, "--evaluate", "rated")
+    assert result.exit_code == 3
+    assert f"{active()} became active while this one was trained" in result.stderr
+
+
+def test_old_versions_are_removed_but_not_the_active_and_the_previous_one(train: Train, ratings_dir: Path) -> None:
+    for _ in range(2):
+        assert train("--data-dir", ratings_dir, "--evaluate", "rated").exit_code == 0
+    needed = {path.name for path in Path("artifacts/versions").iterdir()}
+    for _ in range(3):
+        assert train("--data-dir", ratings_dir, "--keep", 1, *UNMEASURED).exit_code == 3
+    kept = {path.name for path in Path("artifacts/versions").iterdir()}
+    assert needed < kept
+    assert len(kept) == 3
+    assert train("--data-dir", ratings_dir, "--keep", 0).exit_code == 2

@@ -50,7 +50,7 @@ class UnknownVersionError(RecommenderError):
     """A version that is not in the artifacts folder."""
 
     def __init__(self, version: str) -> None:
-        super().__init__(f"there is no version {version!r}; those that are there: python -m app.cli models list")
+        super().__init__(f"there is no version {version[:40]!r}; those that are there: python -m app.cli models list")
         self.version = version
 
 
@@ -61,9 +61,10 @@ class VersionRefusedError(RecommenderError):
 class UnknownUserError(RecommenderError):
     """A user who has no rating in the data that the model was trained on."""
 
-    def __init__(self, user_id: int) -> None:
+    def __init__(self, user_id: int, version: str | None = None) -> None:
         super().__init__(
             f"user_id {user_id} has no rating in this model's data; "
             "for new users, name a few movies that they like: /recommend_cold?liked=1,2,3"
         )
         self.user_id = user_id
+        self.version = version  # that does not know the user

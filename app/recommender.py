@@ -142,7 +142,7 @@ class Recommender:
         """
         user = int(self.model.users.index(user_id))
         if user == UNKNOWN:
-            raise UnknownUserError(user_id)
+            raise UnknownUserError(user_id, self.model.version)
         if history is not None:
             return self._answer(Query(history, int(time.time()) if moment is None else moment, user), k, options)
         trained = self._histories.of(user)

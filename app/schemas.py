@@ -208,4 +208,5 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    version: str | None = Field(default=None, description="The model version that does not know the user (404).")
     errors: list[ParameterProblem] | None = Field(default=None, description="Only for invalid parameters (422).")

@@ -47,8 +47,9 @@ def assert_problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert list(problem)[:4] == ["type", "title", "status", "detail"]
     assert problem["status"] == status
     assert all(isinstance(problem[key], str) and problem[key] for key in ("type", "title", "detail"))
-    assert problem.keys() - {"type", "title", "status", "detail", "errors"} == set()
+    assert problem.keys() - {"type", "title", "status", "detail", "errors", "version"} == set()
     assert ("errors" in problem) == (status == 422)
+    assert ("version" in problem) == problem["type"].endswith(":unknown-user")
     return problem
 
 
@@ -142,8 +143,9 @@ def test_liked_may_be_repeated_or_listed(get: Get, query: str) -> None:
     assert expected["liked"] == [1, 2]
 
 
-def test_an_unknown_user_is_told_about_cold_start(get: Get) -> None:
+def test_an_unknown_user_is_told_about_cold_start(get: Get, artifacts_dir: Path) -> None:
     problem = assert_problem(get("/recommend?user_id=999"), 404)
+    assert problem["version"] == load_current(artifacts_dir).version  # another version may know them
     assert "/recommend_cold" in problem["detail"]
     assert "999" in problem["detail"]
 
@@ -409,7 +411,8 @@ def test_problems_are_documented_as_problems(openapi: dict[str, Any], path: str,
 def test_the_described_problem_is_the_one_that_is_sent(get: Get, openapi: dict[str, Any]) -> None:
     described = openapi["components"]["schemas"]["Problem"]
     sent = get("/recommend?user_id=x").json()
-    assert sent.keys() == described["properties"].keys()
+    unknown = get("/recommend?user_id=999").json()
+    assert sent.keys() | unknown.keys() == described["properties"].keys()
     assert set(described["required"]) == {"type", "title", "status", "detail"}
     assert sent["errors"][0].keys() == openapi["components"]["schemas"]["ParameterProblem"]["properties"].keys()
 

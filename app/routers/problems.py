@@ -111,7 +111,8 @@ def install(app: FastAPI) -> None:
 async def _on_domain_error(_request: Request, error: Exception) -> JSONResponse:
     for kind, of in _OF_ERRORS.items():
         if isinstance(error, of):
-            return _problem(_STATUS[kind], str(error), kind=kind)
+            version = error.version if isinstance(error, UnknownUserError) else None
+            return _problem(_STATUS[kind], str(error), kind=kind, version=version)
     raise error
 
 
@@ -154,23 +155,22 @@ def _problem(
     detail: str,
     *,
     kind: str | None = None,
-    errors: list[dict[str, str]] | None = None,
     headers: Mapping[str, str] | None = None,
+    **members: Any,
 ) -> JSONResponse:
-    body = _describe(status, detail, kind=kind, errors=errors)
+    """Answer with a problem; ``members`` are further ones of ``Problem``."""
+    body = _describe(status, detail, kind=kind, **members)
     return JSONResponse(body, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
-def _describe(
-    status: HTTPStatus, detail: str, *, kind: str | None = None, errors: list[dict[str, str]] | None = None
-) -> dict[str, Any]:
+def _describe(status: HTTPStatus, detail: str, *, kind: str | None = None, **members: Any) -> dict[str, Any]:
     problem = Problem.model_validate(
         {
             "type": f"urn:movie-recommender:problem:{kind}" if kind else "about:blank",
             "title": kind.replace("-", " ").capitalize() if kind else status.phrase,
             "status": status,
             "detail": detail,
-            "errors": errors,
+            **members,
         }
     )
     return problem.model_dump(exclude_none=True, by_alias=True)

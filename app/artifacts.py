@@ -20,7 +20,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from app.als import AlsConfig, Factors
-from app.core import IdMap
+from app.core import MAX_RATING, IdMap
 from app.errors import ArtifactError, ConfigError
 from app.history import UserRows
 from app.npz import write_npz
@@ -44,6 +44,7 @@ REQUIRED_FILES = (
     "metrics.json",
     "config.json",
 )
+_MAX_WEIGHT = 1e9  # of alpha and regularization: with more, folding in is beyond the precision of numbers
 LIBRARIES = ("implicit", "numpy", "pandas", "scipy")
 
 
@@ -280,7 +281,7 @@ def _map_version(folder: Path, manifest: dict[str, Any]) -> LoadedModel:
             metrics=read_json(folder / "metrics.json"),
             ranker=map_ranker(folder / RANKER) if set(RANKER_FILES) & manifest["files"].keys() else None,
         )
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise damaged(folder, repr(error), "all arrays and settings of a model") from error
 
 
@@ -296,11 +297,23 @@ def _check_consistency(folder: Path, model: LoadedModel) -> None:
             raise damaged(folder / "als.npz", f"{name} is {array.dtype} {array.shape}", f"float32 {shape}")
         if not np.isfinite(array).all():
             raise damaged(folder / "als.npz", f"{name} holds NaN or infinity", "finite numbers")
+    if not 0 < model.min_rating <= MAX_RATING:
+        raise damaged(folder / "config.json", f"min_rating is {model.min_rating}", f"a rating, up to {MAX_RATING:g}")
+    for name in ("alpha", "regularization"):
+        if (weight := getattr(model.als_config, name)) > _MAX_WEIGHT:
+            raise damaged(folder / "config.json", f"{name} is {weight!r:.40}", f"at most {_MAX_WEIGHT:g}")
+    users, items = (
+        float(np.max(np.abs([array.min(initial=0), array.max(initial=0)]))) for array in vars(model.factors).values()
+    )
+    if factors * users * items > float(np.finfo(np.float32).max):
+        raise damaged(folder / "als.npz", f"factors run up to {users:g} and {items:g}", "finite scores")
     history = model.history
     check_rows(folder / "X_users_items.npz", model.positives_indptr, model.positives_items, n_users, n_items)
     check_rows(folder / "history.npz", history.indptr, history.item_index, n_users, n_items)
     if not history.item_index.shape == history.rating.shape == history.timestamp.shape:
         raise damaged(folder / "history.npz", "item_index, rating and timestamp differ in shape", "one shape")
+    if history.rating.dtype.kind != "f" or not ((history.rating > 0) & (history.rating <= MAX_RATING)).all():
+        raise damaged(folder / "history.npz", "rating holds what is none", f"floating-point, up to {MAX_RATING:g}")
     if model.ranker:
         check_ranker(folder / RANKER, model.ranker, n_users, n_items, factors)
     if [movie.movie_id for movie in model.movies] != model.items.ids.tolist():

@@ -38,10 +38,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         serving.start()
         watching = asyncio.create_task(serving.watch())
-        yield
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
 
     # Swagger UI is served from here, not from a CDN: /docs works wherever the service does.
     app: FastAPI = FastAPIOffline(

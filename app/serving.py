@@ -18,11 +18,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from app import registry
 from app.artifacts import load_version
 from app.errors import ArtifactError, NoModelError
-from app.recommender import ListOptions, Recommender, load_recommender
+from app.recommender import ListOptions, Ranking, Recommender, load_recommender
 from app.rerank import Dials
+from app.stored_ranker import RANKER
 from app.telemetry import Telemetry
 
 log = logging.getLogger("uvicorn.error")
@@ -73,12 +76,18 @@ class Serving:
         Where none is, a version whose second stage alone cannot be used is served by its first stage.
         """
         self._seen = self._fingerprint()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Serve the best that there is, where nothing is served yet."""
         try:
             recommender, refused = self._load_first()
         except Exception as error:  # whatever it is, the next look may find things mended
-            text = "Serving without a model, looked for in %s: %s"
-            log.error(text, self.artifacts_dir.resolve(), _reason_of(error), exc_info=_unexpected(error))
-            self._show(Served(error=_since_now(_reason_of(error))))
+            reason = _reason_of(error)
+            if not self._is_known(reason):
+                text = "Serving without a model, looked for in %s: %s"
+                log.error(text, self.artifacts_dir.resolve(), reason, exc_info=_unexpected(error))
+                self._show(Served(error=_since_now(reason)))
             return
         if refused:
             log.error("Serving the earlier version %s: %s", recommender.model.version, refused)
@@ -111,13 +120,16 @@ class Serving:
             fingerprint = self._fingerprint()
             if fingerprint != self._seen or (again and self.now.error):
                 self._seen = fingerprint
-                self._follow()
+                if self.now.recommender:
+                    self._follow(self.now.recommender)
+                else:
+                    self._begin()
 
-    def _follow(self) -> None:
-        served = self.now.recommender
+    def _follow(self, served: Recommender) -> None:
+        """Go from what is served to the active version."""
         try:
             folder = registry.current_folder(self.artifacts_dir)
-            if served is None or folder.name != served.model.version:
+            if folder.name != served.model.version:
                 served = load_warm(folder)
                 self._telemetry.count_reload("loaded")
         except Exception as error:
@@ -128,11 +140,14 @@ class Serving:
     def _refuse(self, error: Exception) -> None:
         """Go on with what is served, and say once why it is not the active version."""
         reason = _reason_of(error)
-        if self.now.error and self.now.error.reason == reason:
+        if self._is_known(reason):
             return
         log.error("Refused a new version, and going on as before: %s", reason, exc_info=_unexpected(error))
         self._telemetry.count_reload("refused")
         self._show(replace(self.now, error=_since_now(reason)))
+
+    def _is_known(self, reason: str) -> bool:
+        return self.now.error is not None and self.now.error.reason == reason
 
     def _show(self, served: Served) -> None:
         before, self.now = self.now, served
@@ -172,7 +187,11 @@ def load_warm(folder: Path, *, strict: bool = True) -> Recommender:
     ArtifactError
         If it is damaged, or does not answer.
     """
-    recommender = load_recommender(load_version(folder), strict=strict)
+    model = load_version(folder)
+    try:
+        recommender = load_recommender(model, strict=strict)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / RANKER}: {error}") from error
     try:
         _warm_up(recommender)
     except Exception as error:
@@ -186,9 +205,15 @@ def _warm_up(recommender: Recommender) -> None:
     for options in _WARM_UP:
         for user_id in {int(ids[0]), int(ids[len(ids) // 2]), int(ids[-1])}:
             answer = recommender.recommend(user_id, 10, options)
+            _require_scores(answer)
             if answer.ranker_failed and recommender.ranker:
                 raise RuntimeError("its second stage failed")
-        recommender.recommend_cold(liked, 10, options)
+        _require_scores(recommender.recommend_cold(liked, 10, options))
+
+
+def _require_scores(answer: Ranking) -> None:
+    if not np.isfinite(answer.scores).all():
+        raise ValueError("a score is NaN or infinite")
 
 
 def _reason_of(error: Exception) -> str:

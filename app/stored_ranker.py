@@ -17,7 +17,7 @@ from app.errors import ArtifactError
 from app.features import require_same_features
 from app.npz import write_npz
 from app.tables import MovieTables
-from app.verification import check_rows, damaged, map_arrays, read_json, write_json
+from app.verification import check_rows, damaged, falls, map_arrays, read_json, write_json
 
 RANKER = "ranker"  # folder of the second stage, which a version may have
 RANKER_FILES = tuple(f"{RANKER}/{name}" for name in ("model.txt", "tables.npz", "ranker.json"))
@@ -95,5 +95,5 @@ def check_ranker(folder: Path, ranker: StoredRanker, n_users: int, n_items: int,
             raise damaged(path, f"{name} has no finite value for each index", "as many finite values as indices")
     if tables.n_counted.shape != (n_items,) or tables.n_counted.dtype != np.int64:
         raise damaged(path, f"n_counted is {tables.n_counted.dtype} {tables.n_counted.shape}", f"int64 {(n_items,)}")
-    if tables.timeline.dtype != np.int64 or (np.diff(tables.timeline) < 0).any():
+    if tables.timeline.dtype != np.int64 or falls(tables.timeline):
         raise damaged(path, "timeline does not rise", "int64 keys, rising")

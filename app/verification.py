@@ -24,8 +24,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        # Python reads more than JSON is: NaN, Infinity, halves of characters. Nobody could be answered with those.
-        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(values, ensure_ascii=False).encode()  # which halves of characters fail: nobody could be shown them
     except FileNotFoundError as error:
         raise damaged(path, "is missing", "a JSON object") from error
     except (ValueError, OSError, RecursionError) as error:

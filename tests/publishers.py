@@ -1,12 +1,15 @@
 """Publishers as processes of their own, for tests in which they die, race, or run out of disk.
 
 python -m tests.publishers several FOLDER SEED…  publish models, as soon as standard input has a line
+python -m tests.publishers told FOLDER           for each line "N SEED" publish, and die at the N-th file operation
 python -m tests.publishers killed FOLDER         die at the 1st, 2nd, 3rd … file operation; check what is left
 python -m tests.publishers limited FOLDER        publish with room for ever larger files; check what is left
+python -m tests.publishers full FOLDER           FOLDER is a small disk: fill it, use it, make room; check what is left
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,11 +23,24 @@ from pathlib import Path
 import numpy as np
 
 from app.artifacts import MANIFEST, REQUIRED_FILES, LoadedModel, TrainedModel, verify_version
-from app.errors import ArtifactError
-from app.registry import HISTORY, VERSIONS, current, earlier, load_current, publish
+from app.errors import ArtifactError, UnwritableError
+from app.registry import (
+    HISTORY,
+    VERSIONS,
+    activate,
+    current,
+    earlier,
+    load_current,
+    prune,
+    publish,
+    rollback,
+)
+from tests.killer import Killer
 from tests.models import make_model
 
 OLD, NEW, NEXT = (make_model(random_state=seed) for seed in (1, 2, 3))
+
+BIG = make_model([(user, 1 + user % 97, 5.0) for user in range(1, 500)], factors=16, random_state=2)
 
 REFUSED = 7  # exit status of a publisher that raised the right error
 
@@ -60,41 +76,6 @@ def recorded(folder: Path) -> list[tuple[str, str]]:
     """Return (version, why) of each line of HISTORY."""
     lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines()
     return [(version, why) for _time, version, why in (line.split("\t") for line in lines)]
-
-
-class Killer:
-    """Kill this process right before its n-th operation on files of ``folder``."""
-
-    def __init__(self, folder: Path, n: int) -> None:
-        self.folder, self.left = str(folder), n
-        sys.addaudithook(self.on_event)
-        os.fsync = self.on_fsync  # which raises no audit event, as do the calls of open files
-        sys.setprofile(self.on_call)
-
-    def on_event(self, event: str, args: tuple[object, ...]) -> None:
-        if not event.startswith(("open", "os.", "shutil.", "tempfile.", "fcntl.")) or event.startswith("os.putenv"):
-            return
-        below = any(isinstance(arg, str | os.PathLike) and os.fspath(arg).startswith(self.folder) for arg in args)
-        at_open_folder = (
-            event in ("os.remove", "os.rmdir") and args[-1] != -1
-        )  # rmtree names files by folder descriptor
-        if below or at_open_folder or event.startswith("fcntl."):
-            self.count()
-
-    def on_call(self, _frame: object, event: str, function: object) -> None:
-        if event == "c_call" and getattr(function, "__name__", "") in ("write", "close", "__exit__"):
-            name = getattr(getattr(function, "__self__", None), "name", None)
-            # Not within .tmp-version, where one half-written file is like the next.
-            if isinstance(name, str | os.PathLike) and Path(name).parent == Path(self.folder):
-                self.count()
-
-    def on_fsync(self, _descriptor: int) -> None:
-        self.count()  # and no flush: what a killed process has written is not lost, only a dead machine's is
-
-    def count(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def in_child(work: Callable[[], object]) -> int:
@@ -155,7 +136,6 @@ def publish_after_kill(folder: Path, old: str, active: str) -> bool:
 
 def publish_with_limits(root: Path) -> dict[str, int]:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write fails, as on a full disk
-    model = make_model([(user, 1 + user % 97, 5.0) for user in range(1, 500)], factors=16, random_state=2)
     counts = {"refused": 0}
     for limit in itertools.chain([1, 40, 200], itertools.count(1000, 2500)):
         folder = root / f"limit-{limit}"
@@ -164,13 +144,13 @@ def publish_with_limits(root: Path) -> dict[str, int]:
         def work(folder: Path = folder, limit: int = limit) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             try:
-                publish(folder, model)
+                publish(folder, BIG)
             except ArtifactError as error:
                 os._exit(REFUSED if str(folder) in str(error) and "free space" in str(error) else 1)
 
         status = os.waitstatus_to_exitcode(in_child(work))
         if status == 0:
-            assert serves(load_current(folder), model)
+            assert serves(load_current(folder), BIG)
             return counts
         assert status == REFUSED, status
         counts["refused"] += 1
@@ -181,12 +161,81 @@ def publish_with_limits(root: Path) -> dict[str, int]:
     raise AssertionError("unreachable")
 
 
+def publish_as_told(folder: Path) -> None:
+    os.fsync = lambda _descriptor: None
+    print("ready", flush=True)  # noqa: T201
+    for line in sys.stdin:
+        n, seed = map(int, line.split())
+
+        def work(n: int = n, seed: int = seed) -> None:
+            Killer(folder, n)
+            publish(folder, make_model(random_state=seed))
+
+        print(os.waitstatus_to_exitcode(in_child(work)), flush=True)  # noqa: T201
+
+
+def use_full_disk(folder: Path) -> dict[str, int]:
+    """Publish on a disk that is filled up, with ever more room; switch and prune on one that has none."""
+    versions = [publish(folder, model).version for model in (NEXT, NEW, OLD)]
+    active = versions[-1]
+
+    def check(refused: Callable[[], object]) -> None:
+        said = ""
+        try:
+            refused()
+        except UnwritableError as error:
+            said = str(error)
+        assert str(folder) in said, said
+        assert "free space" in said, said
+        assert current(folder) == active
+        assert earlier(folder) == [versions[1], versions[0]]
+        assert serves(load_current(folder), OLD)
+        check_flat_view(folder)
+
+    counts = {"refused": 0}
+    for room in itertools.count(0, 8192):
+        fill(folder / "ballast", room)
+        if room == 0:
+            check(lambda: activate(folder, versions[0]))
+            check(lambda: rollback(folder))
+            assert prune(folder, keep=3) == ()  # there is nothing to remove, but it could be done
+        try:
+            published = publish(folder, BIG)
+        except UnwritableError:
+            counts["refused"] += 1
+            check(lambda: publish(folder, BIG))
+            check_leftovers(folder)
+        else:
+            break
+    assert serves(load_current(folder), BIG)
+    fill(folder / "ballast", 0)
+    # What is in the way goes, even where there is no room to do anything else.
+    newest = max([*versions, published.version])  # in name, where all are of one second
+    assert set(prune(folder, keep=1)) == {*versions[:2]} - {newest} != set()
+    assert current(folder) == published.version
+    assert rollback(folder).version == active
+    check_flat_view(folder, active)
+    return counts
+
+
+def fill(ballast: Path, room: int) -> None:
+    """Leave so much room on a disk."""
+    ballast.unlink(missing_ok=True)
+    with ballast.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        file.truncate(max(file.tell() - room, 0))
+
+
 if __name__ == "__main__":
     command, target = sys.argv[1], Path(sys.argv[2])
     if command == "several":
         sys.stdin.readline()  # so that all of them begin at the same moment
         for seed in sys.argv[3:]:
             print(publish(target, make_model(random_state=int(seed))).version)  # noqa: T201
+    elif command == "told":
+        publish_as_told(target)
     else:
-        run = publish_until_killed if command == "killed" else publish_with_limits
+        run = {"killed": publish_until_killed, "limited": publish_with_limits, "full": use_full_disk}[command]
         print(json.dumps(run(target)))  # noqa: T201

@@ -62,7 +62,7 @@ def _describe(artifacts_dir: Path, version: str, is_active: bool, is_previous: b
         has_ranker = "ranker" in config
         protocol = next(iter(metrics.get("protocols", {})), None)
         means = metrics["protocols"][protocol] if protocol else {}
-        return Entry(
+        entry = Entry(
             version,
             is_active,
             is_previous,
@@ -74,10 +74,15 @@ def _describe(artifacts_dir: Path, version: str, is_active: bool, is_previous: b
             has_ranker=has_ranker,
             protocol=protocol,
             stage=metrics.get("stage"),
-            metrics=dict(means.get("ranker" if has_ranker else "als", {})),
-            promotion=dict(metrics.get("promotion", {})),
+            metrics={name: float(mean) for name, mean in means.get("ranker" if has_ranker else "als", {}).items()},
+            promotion={**metrics.get("promotion", {})},
         )
-    except (ArtifactError, AttributeError, KeyError, TypeError, ValueError) as error:
+        for names, kind in ((("protocol", "stage"), str), (("n_ratings", "n_users", "n_items"), int)):
+            for name in names:
+                if not isinstance(value := getattr(entry, name), kind | None):
+                    raise TypeError(f"{folder}: {name} is {value!r}; expected {kind.__name__}")
+        return entry
+    except (ArtifactError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         return Entry(version, is_active, is_previous, damage=str(error))
 
 
@@ -177,9 +182,17 @@ def load_intact(artifacts_dir: Path, load: Callable[[Path], Loaded]) -> tuple[Lo
 
 
 def published(artifacts_dir: Path) -> list[str]:
-    """Return the ids of all versions that are there, newest first; other folders are not ours."""
+    """Return the ids of all versions that are there, newest first; other folders are not ours.
+
+    Raises
+    ------
+    ArtifactError
+        If there is something else than a folder, or it cannot be read.
+    """
     try:
         names = [path.name for path in (artifacts_dir / VERSIONS).iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise ArtifactError(f"{artifacts_dir} is no folder of versions that can be read: {error}") from error
     return sorted((name for name in names if VERSION_ID.fullmatch(name)), reverse=True)

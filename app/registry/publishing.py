@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from app.artifacts import TrainedModel, write_version
-from app.errors import ConfigError, UnwritableError
+from app.artifacts import TrainedModel, verify_version, write_version
+from app.errors import ArtifactError, ConfigError, UnwritableError
 from app.registry.disk import TEMPORARY_PREFIX, WAIT_SECONDS, flush, locked, remove, remove_leftovers
 from app.registry.listing import published, verify
 from app.registry.pointer import VERSIONS, current, earlier, finish_interrupted, move, readable_current
 
+_TIME = "%Y%m%dT%H%M%SZ"
 KEEP = 5  # newest versions that pruning leaves
 
 
@@ -116,10 +117,11 @@ def _write(artifacts_dir: Path, model: TrainedModel) -> str:
 
 
 def _unused_name(artifacts_dir: Path, moment: datetime, digest: str) -> str:
-    """Name a version; equal content within a second, perhaps of a version that is damaged, gets a later second."""
-    while (artifacts_dir / VERSIONS / (name := f"{moment:%Y%m%dT%H%M%SZ}-{digest}")).exists():
-        moment += timedelta(seconds=1)
-    return name
+    """Name a version so that it is the newest by name, too, whatever was published within this second."""
+    for newest in published(artifacts_dir)[:1]:
+        with contextlib.suppress(ValueError, OverflowError):  # a name that somebody made up
+            moment = max(moment, datetime.strptime(newest[:16], _TIME).replace(tzinfo=UTC) + timedelta(seconds=1))
+    return f"{moment:{_TIME}}-{digest}"
 
 
 def prune(artifacts_dir: Path, keep: int = KEEP, wait_seconds: float = WAIT_SECONDS) -> tuple[str, ...]:
@@ -147,10 +149,19 @@ def prune(artifacts_dir: Path, keep: int = KEEP, wait_seconds: float = WAIT_SECO
     with locked(artifacts_dir, wait_seconds):
         finish_interrupted(artifacts_dir)
         found = published(artifacts_dir)
-        present = [version for version in earlier(artifacts_dir) if version in found]
-        needed = {*found[:keep], current(artifacts_dir), *present[:1]}
+        needed = {*found[:keep], current(artifacts_dir), *_until_intact(artifacts_dir, found)}
         removed = tuple(version for version in found if version not in needed)
         for version in removed:
             leaving = (artifacts_dir / VERSIONS / version).rename(artifacts_dir / f"{TEMPORARY_PREFIX}{version}")
             remove(leaving)
     return removed
+
+
+def _until_intact(artifacts_dir: Path, found: list[str]) -> Iterator[str]:
+    """Yield the previous version, and where that is damaged those before it up to the one that a rollback goes to."""
+    for version in earlier(artifacts_dir):
+        if version in found:
+            yield version
+            with contextlib.suppress(ArtifactError):
+                verify_version(artifacts_dir / VERSIONS / version)
+                return

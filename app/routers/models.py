@@ -79,8 +79,12 @@ async def _switch(request: Request, switch: Callable[..., registry.Switched]) ->
     serving = serving_of(request)
     done = await run_in_threadpool(switch, serving.artifacts_dir)
     await run_in_threadpool(serving.check, again=True)
+    error = serving.now.error
     return Activation(
-        version=done.version, replaced=done.replaced, serving=_served(serving), warnings=list(done.warnings)
+        version=done.version,
+        replaced=done.replaced,
+        serving=_served(serving),
+        warnings=[*done.warnings, *([error.reason] if error else [])],
     )
 
 

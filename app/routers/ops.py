@@ -25,8 +25,9 @@ async def health(request: Request) -> Health:
 
     `reload_error` says why that is not the active version, where it is not.
     """
-    recommender = recommender_of(request)
-    model, error = recommender.model, serving_of(request).now.error
+    now = serving_of(request).now  # once: what it holds belongs together
+    recommender = recommender_of(request, now)
+    model, error = recommender.model, now.error
     return Health(
         status="ok",
         model="ALS",
@@ -42,12 +43,15 @@ async def health(request: Request) -> Health:
 
 
 def _dial_costs(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return by dial and setting what NDCG@10 changes by, to four digits."""
-    dials = metrics.get("second_stage", {}).get("dials", {})
-    return {
-        dial: {f"{step['value']:g}": round(step["changes"]["ndcg@10"]["difference"], 4) for step in steps}
-        for dial, steps in dials.items()
-    }
+    """Return by dial and setting what NDCG@10 changes by, to four digits; nothing if metrics.json says it otherwise."""
+    try:
+        dials = metrics.get("second_stage", {}).get("dials", {})
+        return {
+            dial: {f"{step['value']:g}": round(float(step["changes"]["ndcg@10"]["difference"]), 4) for step in steps}
+            for dial, steps in dials.items()
+        }
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        return {}
 
 
 @router.get("/metrics", summary="What is counted, for Prometheus", response_class=Response, responses=_METRICS)

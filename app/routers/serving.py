@@ -6,7 +6,7 @@ from fastapi import Request
 
 from app.errors import ArtifactError
 from app.recommender import Recommender
-from app.serving import Serving
+from app.serving import Served, Serving
 from app.telemetry import Telemetry
 
 
@@ -22,8 +22,13 @@ def serving_of(request: Request) -> Serving:
     return serving
 
 
-def recommender_of(request: Request) -> Recommender:
+def recommender_of(request: Request, now: Served | None = None) -> Recommender:
     """Return the recommender that answers this request; taken once, it answers all of it.
+
+    Parameters
+    ----------
+    now : Served, optional
+        Where it has been taken already.
 
     Raises
     ------
@@ -31,7 +36,7 @@ def recommender_of(request: Request) -> Recommender:
         If no model is loaded, with the command that makes one.
     """
     serving = serving_of(request)
-    now = serving.now
+    now = now or serving.now
     if now.recommender is None:
         reason = now.error.reason if now.error else "not yet"
         then = (

@@ -336,6 +336,7 @@ print(digest(learn(positives, AlsConfig(num_threads={num_threads}))))
     return run_fresh(code, **environment)
 
 
+@pytest.mark.slow
 def test_default_configuration_learns_the_same_bits_with_any_threads_in_any_process(
     movielens_dir: Path, everything: tuple[Positives, sp.csr_matrix]
 ) -> None:

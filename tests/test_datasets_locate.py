@@ -13,6 +13,7 @@ from threading import Thread
 
 import pytest
 
+from app.datasets.download import download
 from app.datasets.locate import DATASETS, Source, find_local, locate, read
 from app.errors import ConfigError, DataError, DownloadError
 
@@ -57,6 +58,7 @@ Choose = Callable[..., Source]
 def choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choose:
     """`locate` with nothing named and an absent default folder, unless the test says otherwise."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("app.datasets.download.download", partial(download, retries=0))  # tested in its own room
     nothing = {"dataset": None, "data_dir": None, "movielens_dir": None, "base_url": NOWHERE, "progress": False}
     return lambda **options: locate(**{**nothing, "default_dir": tmp_path / "default", **options})
 

@@ -345,7 +345,7 @@ def brief_reference(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(PRESETS, "reference", replace(PRESETS["reference"], iterations=3))
 
 
-@pytest.mark.parametrize("stage", core.STAGES)
+@pytest.mark.parametrize("stage", ["validation", pytest.param("test", marks=pytest.mark.slow)])
 def test_no_model_knows_the_future(ratings: pd.DataFrame, split: Split, stage: Stage, tmp_path: Path) -> None:
     # Figures of the test stage are neither computed nor shown here: only whether two files are equal.
     changed, counts = rewrite_the_future(ratings, split, stage)
@@ -366,6 +366,7 @@ def test_no_model_knows_the_future(ratings: pd.DataFrame, split: Split, stage: S
     assert [name for name in as_it_was if as_it_was[name] != rewritten[name]] == []
 
 
+@pytest.mark.slow
 def test_models_do_know_the_past_and_not_only_the_future(ratings: pd.DataFrame, split: Split, tmp_path: Path) -> None:
     # The counterpart, without which the test above could pass on models that ignore ratings altogether.
     task = build_task(ratings, split, "rated", "validation")

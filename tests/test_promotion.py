@@ -170,6 +170,7 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
+@pytest.mark.slow
 def test_holm_agrees_with_statsmodels() -> None:
     rng = np.random.default_rng(2)
     for n in (1, 2, 3, 8, 8, 8, 12):

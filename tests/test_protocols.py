@@ -804,6 +804,7 @@ def bytes_of(task: RankingTask) -> list[bytes]:
     return [np.ascontiguousarray(array).tobytes() for array in arrays]
 
 
+@pytest.mark.slow
 def test_what_users_do_from_the_target_s_time_on_changes_no_byte_of_task_or_run(raw: RawData, tmp_path: Path) -> None:
     ratings, rewritten = raw.ratings, rewrite_the_future(raw.ratings)
     n_changed = len(ratings.merge(rewritten, how="left", indicator=True).query("_merge == 'left_only'"))

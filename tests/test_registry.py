@@ -245,6 +245,7 @@ def test_equal_content_is_a_version_of_its_own_even_within_a_second(folder: Path
 # --- what can happen to a publisher
 
 
+@pytest.mark.slow
 def test_a_publisher_killed_at_any_file_operation_leaves_a_whole_model(tmp_path: Path) -> None:
     counts = json.loads(run("killed", tmp_path))
     assert counts["points"] > 100  # each one checked in the child process; a failed check fails the run

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from typer.testing import CliRunner, Result
 from app import promotion, registry
 from app.als import AlsConfig, learn
 from app.core import leave_one_out, positives
+from app.datasets.download import download
 from app.datasets.synthetic import synthesize
 from app.evaluation import BASELINES
 from app.protocols import build_task
@@ -54,6 +56,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOVIELENS_DIR", raising=False)
     monkeypatch.setenv("RECS_MOVIELENS_URL", NOBODY)
+    monkeypatch.setattr("app.datasets.download.download", partial(download, retries=0))  # nobody answers later either
 
     def run(*arguments: object) -> Result:
         quick = () if "--iterations" in arguments else ("--iterations", 3, "--factors", 8)
@@ -518,6 +521,7 @@ def test_unwritable_artifacts_exit_with_1(train: Train, ratings_dir: Path) -> No
     assert "--artifacts-dir" in result.stderr
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_files_over_processes_and_threads(movielens_dir: Path, tmp_path: Path) -> None:
     """On real data: arrays, run files, figures, model card; all but what names threads, and the report with it."""
 

@@ -308,7 +308,7 @@ def test_another_question_does_not_resume_the_study(dataset: core.Dataset, tmp_p
 # What goes wrong
 
 
-@pytest.mark.parametrize("where", ["between", "within"])
+@pytest.mark.parametrize("where", ["within", pytest.param("between", marks=pytest.mark.slow)])
 def test_a_killed_search_can_be_resumed(where: str, searched: tuple[Tuned, list[TrialReport]], tmp_path: Path) -> None:
     storage = tmp_path / "study.db"
     command = [sys.executable, "-c", SCRIPT, str(storage), where]

@@ -184,7 +184,7 @@ def describe(artifacts_dir: Path, entry: Entry) -> dict[str, Any]:
 def activate(version: Version, artifacts_dir: ArtifactsDir = None) -> None:
     """Verify a version and make it the active one."""
     with opened(artifacts_dir) as folder:
-        say_switched(registry.activate(folder, resolve(folder, version)))
+        say_switched(registry.activate(folder, resolve(folder, version), load=load_warm))
 
 
 @models.command()
@@ -192,7 +192,7 @@ def rollback(artifacts_dir: ArtifactsDir = None) -> None:
     """Go back to what was active before; again, and it goes further back. Damaged versions are passed over."""
     with opened(artifacts_dir) as folder:
         list_entries(folder)
-        say_switched(registry.rollback(folder))
+        say_switched(registry.rollback(folder, load=load_warm))
 
 
 def say_switched(switched: Switched) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 
 from app import second_stage
 from app.als import AlsConfig, Factors, learn
-from app.artifacts import LoadedModel
+from app.artifacts import read_manifest, verify_version
 from app.core import Dataset
 from app.datasets.locate import SYNTHETIC
+from app.errors import ArtifactError, ConfigError
 from app.evaluation import MODEL, RANKER, als_scorer
 from app.evaluation.lists import find_hits, rank
 from app.evaluation.metrics import catalogue_metrics, ranking_metrics
@@ -27,6 +29,7 @@ from app.evaluation.strata import history_strata
 from app.protocols import RankingTask
 from app.ranker import RankerConfig
 from app.ranking import top_k
+from app.verification import damaged, read_json
 
 Promote = Literal["always", "auto", "never"]
 METRICS = ("ndcg@10", "recall@10")
@@ -37,7 +40,7 @@ MANY = 5_000  # changed users, above which the mean is as good as normal
 TOP, N_SAMPLE = 10, 100  # of the lists that must not all be the same
 FEW = 10  # users, or movies: fewer may well be all alike
 COVERAGE = "coverage@10"
-COLLAPSED = 0.5  # of the active version's coverage
+COLLAPSED = 0.5  # of the active version's coverage, and of its ratings
 _SIGNS_AT_ONCE = 1 << 22
 _ROUNDING = 1e-10  # of the sum of all changes: sums of equal ones differ by less
 
@@ -69,7 +72,8 @@ class Comparison:
 class Incumbent:
     """What the active version is, as far as a successor must know: how it was made, and what it said of itself.
 
-    ``ranker`` is None where it has no second stage.
+    ``ranker`` is None where it has no second stage. ``is_intact`` tells whether a service could load it: of one that is
+    damaged only what it says of itself is used, so that no other takes its place unseen.
     """
 
     version: str
@@ -78,21 +82,45 @@ class Incumbent:
     ranker: RankerConfig | None
     min_rating: float
     metrics: Mapping[str, Any]
+    n_ratings: int | None = None
+    is_intact: bool = True
 
     @classmethod
-    def of(cls, model: LoadedModel) -> Incumbent:
-        """Describe a version; what an older release did not state of its second stage is as it is by default now."""
-        ranker = None
-        if model.ranker:
-            stated = model.ranker.description.get("hyper_parameters", {})
-            ranker = RankerConfig(**{of.name: stated[of.name] for of in fields(RankerConfig) if of.name in stated})
-        return cls(model.version, model.manifest["dataset"], model.als_config, ranker, model.min_rating, model.metrics)
+    def read(cls, folder: Path) -> Incumbent:
+        """Read what a version says of itself, whether its arrays are damaged or not.
+
+        Raises
+        ------
+        ArtifactError
+            If that cannot be read.
+        """
+        manifest, config, metrics = (
+            read_manifest(folder),
+            read_json(folder / "config.json"),
+            read_json(folder / "metrics.json"),
+        )
+        try:
+            ranker = None
+            if "ranker" in config:
+                ranker = RankerConfig.of(config["ranker"])
+            als, min_rating, n_ratings = AlsConfig.of(config["als"]), float(config["min_rating"]), config["n_ratings"]
+        except (ArithmeticError, ConfigError, KeyError, TypeError, ValueError) as error:
+            raise damaged(folder / "config.json", repr(error), "the settings of a model") from error
+        return cls(folder.name, manifest["dataset"], als, ranker, min_rating, metrics, n_ratings, _is_intact(folder))
 
     def same_configuration(self, als: AlsConfig, ranker: RankerConfig | None) -> bool:
         """Tell whether a fit would have the same result: neither threads nor device are part of what is learned."""
         return ranker == self.ranker and replace(als, num_threads=0, device="cpu") == replace(
             self.als, num_threads=0, device="cpu"
         )
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        verify_version(folder)
+    except ArtifactError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -134,6 +162,7 @@ class Candidate:
     min_rating: float
     factors: Factors
     held_out: HeldOut | None = None
+    n_ratings: int | None = None
 
 
 @dataclass(frozen=True)
@@ -181,51 +210,65 @@ def judge(
     if promote == "always":
         return Verdict(promote, True, ("--promote always was asked for", *faults), against)
     comparisons: tuple[Comparison, ...] = ()
-    refusals = list(faults)
-    if incumbent is None:
-        verdict = "no version was active"
-    elif incumbent.dataset == SYNTHETIC != candidate.dataset:
-        verdict = f"ratings of {candidate.dataset} take the place of synthetic ones"
-    elif reason := _why_not_comparable(candidate, incumbent):
-        verdict, refusals = "", [*refusals, reason]
-    elif incumbent.same_configuration(candidate.als, candidate.ranker):
-        verdict = f"it has the configuration of {incumbent.version}, so there is nothing to compare"
-        refusals += _find_collapse(candidate, incumbent, None)
-    else:
-        assert candidate.held_out
-        coverage = None
-        try:
-            refitted = refit(incumbent, candidate.als, dataset, candidate.held_out.task)
-        except Exception as error:  # too few ratings for its ranker, no LightGBM: this must not cost the new model
-            refusals.append(
-                f"the configuration of {incumbent.version} could not be fitted on the same split, so there is nothing "
-                f"to compare with ({type(error).__name__}: {error})"
-            )
-        else:
-            coverage = refitted.coverage
-            comparisons = compare(candidate.held_out, refitted, random_state)
-        refusals += _find_collapse(candidate, incumbent, coverage)
-        refusals += _describe_worse(comparisons, incumbent)
-        verdict = f"it is not significantly worse than the configuration of {incumbent.version}"
+    refusals: list[str] = []
+    passed = "no version was active"
+    if incumbent:
+        comparisons, refusals, passed = _set_against(candidate, incumbent, dataset, random_state)
+    reasons = (*faults, *refusals) or (passed,)
     if promote == "never":
-        return Verdict(
-            promote, False, ("--promote never was asked for", *(refusals or [verdict])), against, comparisons
+        return Verdict(promote, False, ("--promote never was asked for", *reasons), against, comparisons)
+    return Verdict(promote, not (faults or refusals), reasons, against, comparisons)
+
+
+def _set_against(
+    candidate: Candidate, incumbent: Incumbent, dataset: Dataset, random_state: int
+) -> tuple[tuple[Comparison, ...], list[str], str]:
+    """Return the comparisons, why the candidate is refused, and what is to be said where it is not."""
+    version = incumbent.version
+    if reason := _why_not_comparable(candidate, incumbent):
+        return (), [reason], ""
+    if incumbent.dataset == SYNTHETIC != candidate.dataset:
+        return (), [], f"ratings of {candidate.dataset} take the place of synthetic ones"
+    if candidate.held_out is None:
+        return (), [], f"the active version {version} is damaged, and was trained on {incumbent.dataset}, too"
+    refusals = _find_loss(candidate, incumbent)
+    if incumbent.same_configuration(candidate.als, candidate.ranker):
+        refusals += _find_collapse(candidate.held_out, incumbent, None)
+        return (), refusals, f"it has the configuration of {version}, so there is nothing to compare"
+    try:
+        refitted = refit(incumbent, candidate.als, dataset, candidate.held_out.task)
+    except Exception as error:  # too few ratings for its ranker, no LightGBM: this must not cost the new model
+        refusals.append(
+            f"the configuration of {version} could not be fitted on the same split, so there is nothing to compare "
+            f"with ({type(error).__name__}: {error})"
         )
-    return Verdict(promote, not refusals, tuple(refusals or [verdict]), against, comparisons)
+        return (), [*refusals, *_find_collapse(candidate.held_out, incumbent, None)], ""
+    comparisons = compare(candidate.held_out, refitted, random_state)
+    refusals += _find_collapse(candidate.held_out, incumbent, refitted.coverage)
+    refusals += _describe_worse(comparisons, incumbent)
+    return comparisons, refusals, f"it is not significantly worse than the configuration of {version}"
 
 
 def _why_not_comparable(candidate: Candidate, incumbent: Incumbent) -> str | None:
     active = f"the active version {incumbent.version}"
-    if candidate.dataset != incumbent.dataset:
+    if candidate.dataset != incumbent.dataset != SYNTHETIC:
         return f"it was trained on {candidate.dataset}, and {active} on {incumbent.dataset}"
-    if candidate.min_rating != incumbent.min_rating:
+    if candidate.held_out is None:  # what nobody can serve is no rival
+        return f"it was not evaluated, so it cannot be compared with {active}" if incumbent.is_intact else None
+    if candidate.min_rating != incumbent.min_rating and candidate.dataset == incumbent.dataset:
         return (
             f"its positives are ratings of {candidate.min_rating:g} or more, and those of {active} "
             f"{incumbent.min_rating:g} or more, so their figures cannot be compared"
         )
-    if candidate.held_out is None:
-        return f"it was not evaluated, so it cannot be compared with {active}"
     return None
+
+
+def _find_loss(candidate: Candidate, incumbent: Incumbent) -> list[str]:
+    """Notice that the data was cut short: with the same settings nothing else would."""
+    now, before = candidate.n_ratings, incumbent.n_ratings
+    if now is None or before is None or now >= COLLAPSED * before:
+        return []
+    return [f"it was trained on {now:,} ratings, less than half of the {before:,} of {incumbent.version}"]
 
 
 def _describe_worse(comparisons: Sequence[Comparison], incumbent: Incumbent) -> list[str]:
@@ -350,11 +393,10 @@ def sample_lists(factors: Factors) -> NDArray[np.integer[Any]]:
     return top_k(scores, min(TOP, n_items))
 
 
-def _find_collapse(candidate: Candidate, incumbent: Incumbent, refitted: float | None) -> list[str]:
+def _find_collapse(held_out: HeldOut, incumbent: Incumbent, refitted: float | None) -> list[str]:
     """Compare coverage with what the active configuration has on this split, and with what its version stated."""
-    assert candidate.held_out
-    found = candidate.held_out.coverage
-    stated = _stated_coverage(incumbent, candidate.held_out.task)
+    found = held_out.coverage
+    stated = _stated_coverage(incumbent, held_out.task)
     return [
         f"its lists show {found:.2%} of the catalogue, less than half of the {other:.2%} {whose}"
         for other, whose in (

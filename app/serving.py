@@ -18,12 +18,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from app import registry
 from app.artifacts import load_version
 from app.errors import ArtifactError, NoModelError
-from app.recommender import ListOptions, Ranking, Recommender, load_recommender
+from app.recommender import ListOptions, Recommender, load_recommender
 from app.rerank import Dials
 from app.stored_ranker import RANKER
 from app.telemetry import Telemetry
@@ -127,13 +125,16 @@ class Serving:
 
     def _follow(self, served: Recommender) -> None:
         """Go from what is served to the active version."""
+        pointer = _stat(self.artifacts_dir / registry.CURRENT)
         try:
             folder = registry.current_folder(self.artifacts_dir)
             if folder.name != served.model.version:
                 served = load_warm(folder)
                 self._telemetry.count_reload("loaded")
         except Exception as error:
-            self._refuse(error)
+            # What CURRENT has left meanwhile may have been removed: the next look finds what it names now.
+            if _stat(self.artifacts_dir / registry.CURRENT) == pointer:
+                self._refuse(error)
             return
         self._show(Served(served))
 
@@ -205,15 +206,9 @@ def _warm_up(recommender: Recommender) -> None:
     for options in _WARM_UP:
         for user_id in {int(ids[0]), int(ids[len(ids) // 2]), int(ids[-1])}:
             answer = recommender.recommend(user_id, 10, options)
-            _require_scores(answer)
             if answer.ranker_failed and recommender.ranker:
                 raise RuntimeError("its second stage failed")
-        _require_scores(recommender.recommend_cold(liked, 10, options))
-
-
-def _require_scores(answer: Ranking) -> None:
-    if not np.isfinite(answer.scores).all():
-        raise ValueError("a score is NaN or infinite")
+        recommender.recommend_cold(liked, 10, options)
 
 
 def _reason_of(error: Exception) -> str:

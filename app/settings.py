@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -31,6 +31,13 @@ class Settings(BaseSettings):
         default=None,
         description="Bearer token of whoever may list and switch versions over HTTP; without one nobody may.",
     )
+
+    @field_validator("admin_token", mode="before")
+    @classmethod
+    def _without_blanks(cls, token: object) -> object:
+        """A line's end from a file of secrets is no part of the token: no header could carry it."""
+        return (token.strip(" \t\r\n") or None) if isinstance(token, str) else token
+
     movielens_url: str = Field(
         default="https://files.grouplens.org/datasets/movielens",
         description="Where the trainer downloads MovieLens archives from; set it to use a mirror.",

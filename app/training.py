@@ -7,6 +7,7 @@ which options there are and what an error means for the exit status is the comma
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,10 +17,10 @@ import scipy.sparse as sp
 
 from app import core, held_out_run, promotion, registry, second_stage, tuning
 from app.als import Factors, Iteration, confidence, learn
-from app.artifacts import LoadedModel, TrainedModel, load_version
+from app.artifacts import LoadedModel, TrainedModel
 from app.console import Screen
 from app.datasets.locate import SYNTHETIC, find_local, locate
-from app.errors import ArtifactError, ConfigError, NoModelError
+from app.errors import ArtifactError, ConfigError, NoModelError, UnknownVersionError
 from app.history import build_history, widen_rows
 from app.machine import describe_machine
 from app.model_card import render_model_card
@@ -56,7 +57,7 @@ class Training(Run):
         held_out = held_out_run.train_ranker(self, dataset, tasks, fits) if self.options.ranker else None
         metrics, measured = held_out_run.evaluate(self, dataset, liked, split, tasks, fits, held_out)
         model = self.assemble(dataset, liked, tasks, fits, metrics, held_out)
-        verdict = self.judge(dataset, model, measured, rival.incumbent)
+        verdict = self.judge(dataset, model, measured, rival)
         model = self.document(replace(model, metrics={**model.metrics, "promotion": verdict.to_dict()}))
         published = self.publish(model, verdict, rival)
         return {
@@ -73,19 +74,17 @@ class Training(Run):
         }
 
     def find_rival(self) -> Rival:
-        """Find what this run's model would take the place of; if that is damaged, the last version that is not."""
+        """Find what this run's model would take the place of; of what is damaged, what it still says of itself."""
         folder = self.options.artifacts_dir
         active = registry.readable_current(folder)
-        try:
-            model, refused = registry.load_intact(folder, load_version)
-        except NoModelError:
-            return Rival(active, None)
-        except ArtifactError as error:
-            self.warn(f"no version can be compared with: {error}")
-            return Rival(active, None)
-        if refused:
-            self.warn(f"compared with {model.version}, the last intact version, since the active one is not: {refused}")
-        return Rival(active, Incumbent.of(model))
+        for version in dict.fromkeys([active, *registry.earlier(folder), *registry.once_active(folder)]):
+            if version is not None:
+                with suppress(ArtifactError, UnknownVersionError):
+                    incumbent = Incumbent.read(registry.find(folder, version))
+                    if version != active or not incumbent.is_intact:
+                        self.warn(f"the active version is damaged; compared with what {version} says of itself")
+                    return Rival(active, incumbent)
+        return Rival(active, None)
 
     def load(self, *, with_tags: bool) -> core.Dataset:
         options, screen = self.options, self.screen
@@ -190,9 +189,7 @@ class Training(Run):
             ranker=ranker,
         )
 
-    def judge(
-        self, dataset: core.Dataset, model: TrainedModel, measured: HeldOut | None, incumbent: Incumbent | None
-    ) -> Verdict:
+    def judge(self, dataset: core.Dataset, model: TrainedModel, measured: HeldOut | None, rival: Rival) -> Verdict:
         """Ask the promotion gate whether the model may take the place of the active version."""
         options = self.options
         self.screen.step("Comparing with the active version")
@@ -203,9 +200,14 @@ class Training(Run):
             min_rating=options.min_rating,
             factors=model.factors,
             held_out=measured,
+            n_ratings=len(dataset.ratings),
         )
         with self.timed("gate"):
-            verdict = promotion.judge(options.promote, candidate, incumbent, dataset, options.config.random_state)
+            seed = options.config.random_state
+            verdict = promotion.judge(options.promote, candidate, rival.incumbent, dataset, seed)
+        active = registry.readable_current(options.artifacts_dir)
+        if verdict.activate and not self.may_replace(active, rival):
+            verdict = replace(verdict, activate=False, reasons=(_overtaken(active),))
         self.screen.verdict(verdict)
         return verdict
 
@@ -242,11 +244,12 @@ class Training(Run):
         options, screen = self.options, self.screen
         screen.step("Publishing")
 
-        def may_activate(active: str | None) -> bool:
-            return verdict.activate and (options.promote == "always" or active == rival.active)
-
         with self.timed("publish"):
-            published = registry.publish(options.artifacts_dir, model, may_activate=may_activate)
+            published = registry.publish(
+                options.artifacts_dir,
+                model,
+                may_activate=lambda active: verdict.activate and self.may_replace(active, rival),
+            )
             removed = self.prune()
         for warning in published.warnings:
             screen.warn(warning)
@@ -256,10 +259,14 @@ class Training(Run):
         parts = ", ".join(f"{part.replace('_', ' ')} {seconds:.2f}" for part, seconds in self.seconds.items())
         screen.done(f"{sum(self.seconds.values()):.1f} s in all: {parts}")
         if not published.activated and options.promote != "never":
-            overtaken = verdict.activate and registry.readable_current(options.artifacts_dir)
-            reasons = [f"{overtaken} became active while this one was trained"] if overtaken else verdict.reasons
+            overtaken = (_overtaken(registry.readable_current(options.artifacts_dir)),)
+            reasons = overtaken if verdict.activate else verdict.reasons
             screen.not_activated(published.version, reasons, verdict.against, options.artifacts_dir)
         return published
+
+    def may_replace(self, active: str | None, rival: Rival) -> bool:
+        """Tell whether what is active now is what the verdict is about."""
+        return self.options.promote == "always" or active == rival.active
 
     def prune(self) -> tuple[str, ...]:
         try:
@@ -267,6 +274,10 @@ class Training(Run):
         except ArtifactError as error:
             self.warn(f"no old version was removed: {error}")
             return ()
+
+
+def _overtaken(active: str | None) -> str:
+    return f"{active or 'another version'} became active while this one was trained"
 
 
 def find_up_to_date(options: Options, screen: Screen) -> LoadedModel | None:

@@ -57,7 +57,7 @@ def published(folder: Path, store: tuple[Path, list[str]]) -> list[str]:
     return store[1]
 
 
-def app_of(folder: Path, token: str | None = TOKEN, reload_seconds: float = 0) -> FastAPI:
+def app_of(folder: Path, token: str | None = TOKEN, reload_seconds: float = 3600) -> FastAPI:
     return create_app(Settings(artifacts_dir=folder, admin_token=token, reload_seconds=reload_seconds))
 
 
@@ -647,3 +647,29 @@ def test_answers_have_the_fields_that_are_documented(
             }  # which is rare, and null is not shown
     (parameter,) = openapi["paths"]["/models/{version}/activate"]["post"]["parameters"]
     assert (parameter["name"], parameter["in"], parameter["required"]) == ("version", "path", True)
+
+
+def test_where_nobody_looks_by_himself_one_is_told(folder: Path, published: list[str]) -> None:
+    with serve(app_of(folder, reload_seconds=0)) as request:
+        answer = activate(request, published[0]).json()
+        assert answer["serving"] == published[0]  # this process does follow
+        (warning,) = answer["warnings"]
+        assert "RECS_RELOAD_SECONDS is 0" in warning
+
+
+def test_a_version_that_does_not_answer_is_not_activated(
+    request_: Request, folder: Path, published: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: object, *_args: object) -> None:
+        raise ZeroDivisionError("broken")
+
+    monkeypatch.setattr("app.recommender.Recommender.recommend_cold", fail)
+    response = activate(request_, published[0])
+    assert response.status_code == 409
+    assert "does not answer" in response.json()["detail"]
+    assert (folder / CURRENT).read_text().strip() == published[2]
+
+
+def test_the_end_of_a_line_is_no_part_of_the_token() -> None:
+    assert Settings(admin_token=f" {TOKEN}\n").admin_token.get_secret_value() == TOKEN
+    assert Settings(admin_token=" \n").admin_token is None  # noqa: S106

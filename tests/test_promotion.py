@@ -23,7 +23,7 @@ from app.als import AlsConfig, Factors, learn, side_by_side
 from app.core import Dataset
 from app.datasets.locate import Source
 from app.datasets.synthetic import synthesize
-from app.errors import DataError
+from app.errors import ArtifactError, DataError
 from app.evaluation import als_scorer
 from app.evaluation.lists import find_hits, rank
 from app.promotion import (
@@ -49,8 +49,8 @@ from app.promotion import (
 from app.protocols import RankingTask
 from app.ranker import RankerConfig
 from app.ranking import PADDING
-from app.stored_ranker import StoredRanker
-from tests.models import in_memory, make_model
+from app.registry import publish
+from tests.models import make_model
 from tests.tasks import make_task, validation_task
 
 SEED = 42
@@ -542,10 +542,28 @@ def test_what_cannot_be_compared_is_refused(changed: dict[str, Any], reason: str
 
 
 @pytest.mark.usefixtures("no_refit")
-@pytest.mark.parametrize("held_out", [worse(), None])
-def test_real_ratings_take_the_place_of_synthetic_ones(held_out: HeldOut | None) -> None:
-    verdict = ask(replace(candidate(), held_out=held_out), incumbent(dataset="synthetic", min_rating=3.0))
+def test_real_ratings_take_the_place_of_synthetic_ones() -> None:
+    verdict = ask(candidate(worse()), incumbent(dataset="synthetic", min_rating=3.0))
     assert (verdict.activate, verdict.reasons) == (True, ("ratings of real take the place of synthetic ones",))
+    assert not ask(replace(candidate(), held_out=None), incumbent(dataset="synthetic")).activate
+
+
+@pytest.mark.usefixtures("no_refit")
+def test_a_damaged_version_is_replaced_by_what_was_not_evaluated_but_not_by_other_data() -> None:
+    broken, unevaluated = incumbent(is_intact=False), replace(candidate(), held_out=None)
+    assert ask(unevaluated, broken).activate
+    for other in ("synthetic", "others"):
+        assert not ask(replace(unevaluated, dataset=other), broken).activate
+        assert not ask(candidate(dataset=other), broken).activate
+
+
+@pytest.mark.usefixtures("no_refit")
+def test_ratings_that_were_cut_short_are_noticed_with_the_same_settings_too() -> None:
+    active, same = incumbent(n_ratings=1_000), candidate(als=QUICK)
+    assert ask(replace(same, n_ratings=500), active).activate
+    verdict = ask(replace(same, n_ratings=499), active)
+    assert not verdict.activate
+    assert "499 ratings, less than half of the 1,000 of v1" in verdict.reasons[0]
 
 
 def test_synthetic_models_are_compared_with_each_other(refitted: Callable[[HeldOut], None]) -> None:
@@ -691,23 +709,28 @@ def test_a_configuration_that_cannot_be_fitted_again_costs_no_training_run(
 # What the active version is compared by: its configuration, fitted again
 
 
-def test_incumbent_is_described_by_its_version() -> None:
-    model = replace(
-        in_memory(make_model()), manifest={"dataset": "hand-made"}, min_rating=3.5, metrics={"stage": "none"}
-    )
-    assert Incumbent.of(model) == Incumbent("in memory", "hand-made", model.als_config, None, 3.5, {"stage": "none"})
-    tables: Any = None  # not looked at
-    stated = {"features": {}, "hyper_parameters": {"num_leaves": 12, "n_stages": 3, "of a later release": 1}}
-    ranked = replace(model, ranker=StoredRanker("", tables, np.empty((0, 0), dtype=np.float32), stated))
-    assert Incumbent.of(ranked).ranker == RankerConfig(num_leaves=12, n_stages=3)
-    nothing_stated = replace(model, ranker=StoredRanker("", tables, np.empty((0, 0), dtype=np.float32), {}))
-    assert Incumbent.of(nothing_stated).ranker == RankerConfig()
+def test_incumbent_is_described_by_its_version_damaged_or_not(tmp_path: Path) -> None:
+    model = make_model()
+    folder = publish(tmp_path, model).folder
+    als, n_ratings = AlsConfig.of(model.config["als"]), model.config["n_ratings"]
+    expected = Incumbent(folder.name, "hand-made", als, None, 4.0, dict(model.metrics), n_ratings)
+    assert Incumbent.read(folder) == expected
+    (folder / "als.npz").unlink()
+    assert Incumbent.read(folder) == replace(expected, is_intact=False)
+    stated = {"num_leaves": 12, "n_stages": 3, "of a later release": 1}
+    ranked = publish(tmp_path, replace(model, config={**model.config, "ranker": stated})).folder
+    assert Incumbent.read(ranked).ranker == RankerConfig(num_leaves=12, n_stages=3)
+    rewrite = publish(tmp_path, model).folder / "config.json"
+    rewrite.unlink()
+    for content in ("{", '{"als": {}, "min_rating": 4, "n_ratings": 1}', '{"als": []}', "[]"):
+        rewrite.write_text(content)
+        with pytest.raises(ArtifactError, match=r"config\.json"):
+            Incumbent.read(rewrite.parent)
 
 
 def test_refit_has_the_active_seed_and_settings_and_none_of_its_factors() -> None:
     dataset, task = invented()
-    loaded = in_memory(make_model(dataset="real"))
-    active = Incumbent.of(replace(loaded, manifest={"dataset": "real"}, als_config=QUICK))
+    active = Incumbent("v1", "real", QUICK, None, 4.0, {})
     resources = AlsConfig(factors=2, random_state=1, num_threads=2)
     found = refit(active, resources, dataset, task)
     assert found.task is task

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +15,18 @@ from pathlib import Path
 import pytest
 
 from app.artifacts import MANIFEST, REQUIRED_FILES, load_version
-from app.errors import ArtifactError, NoModelError, UnwritableError
-from app.registry import CURRENT, HISTORY, VERSIONS, current, load_current, publish
+from app.errors import ArtifactError, NoModelError, UnwritableError, VersionRefusedError
+from app.registry import (
+    CURRENT,
+    HISTORY,
+    VERSIONS,
+    current,
+    earlier,
+    load_current,
+    load_intact,
+    publish,
+    rollback,
+)
 from tests.models import make_model
 from tests.publishers import check_flat_view, check_leftovers, recorded, serves
 
@@ -300,3 +311,23 @@ def test_a_folder_of_somebody_s_own_is_left_as_it_is(folder: Path) -> None:
     assert "report" in " ".join(published.warnings)
     assert (folder / "report" / "mine.txt").read_text() == "precious"
     assert serves(load_current(folder), OLD)
+
+
+def test_where_the_trail_ends_what_was_rolled_back_from_is_better_than_nothing(folder: Path) -> None:
+    first, second = publish(folder, OLD), publish(folder, NEW)
+    rollback(folder)
+    shutil.rmtree(first.folder)
+    model, error = load_intact(folder, load_version)
+    assert serves(model, NEW)
+    assert first.version in str(error)
+    with pytest.raises(VersionRefusedError):  # that was no way back, and nobody takes it by himself
+        rollback(folder)
+    assert current(folder) == first.version != second.version
+
+
+def test_a_history_of_many_years_is_read(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    ids = [f"2026{n // 86_400 % 12 + 1:02}01T{n % 86_400:06}Z-{n:08x}" for n in range(50_000)]
+    (folder / HISTORY).write_text("".join(f"2026\t{version}\ttrained\n" for version in ids))
+    (folder / CURRENT).write_text(ids[-1])
+    assert earlier(folder) == ids[-2::-1]

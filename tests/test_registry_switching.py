@@ -130,7 +130,9 @@ def replace(path: Path, content: bytes) -> None:
 
 def state(folder: Path) -> dict[str, Any]:
     """What a refusal must leave as it is."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name != ".lock")
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.name.startswith(".lock")
+    )
     return {"names": names, "current": (folder / CURRENT).read_bytes(), "history": (folder / HISTORY).read_bytes()}
 
 
@@ -788,7 +790,7 @@ def test_versions_elsewhere_are_pruned_there(arrange: Arrange, ids: Ids, tmp_pat
 def test_who_waits_too_long_is_told_for_whom(arrange: Arrange, ids: Ids) -> None:
     folder = arrange("A B C")
     before = state(folder)
-    (folder / ".lock").write_text("process 7 on another\n")
+    (folder / ".lock-owner").write_text("process 7 on another\n")
     with FileLock(folder / ".lock"):
         for work in (
             lambda: activate(folder, ids["A"], wait_seconds=0.01),

@@ -34,6 +34,7 @@ from train_als import cli
 
 ROOT = Path(__file__).parent.parent
 NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once
+MEASURED = ("--evaluate", "rated", "--baselines", "none")  # what the gate needs
 UNMEASURED = ("--evaluate", "none")  # for tests that need a model and not its figures
 Train = Callable[..., Result]
 
@@ -71,7 +72,7 @@ def tree(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and not path.name.startswith(".lock")
     }
 
 
@@ -453,7 +454,8 @@ def test_a_synthetic_model_does_not_replace_one_of_real_data(train: Train, ratin
 
 def test_a_real_model_replaces_a_synthetic_one(train: Train, ratings_dir: Path) -> None:
     assert train("--synthetic-ratings", 3000, *UNMEASURED).exit_code == 0
-    assert train("--data-dir", ratings_dir, *UNMEASURED).exit_code == 0
+    assert train("--data-dir", ratings_dir, *UNMEASURED).exit_code == 3  # whatever is active, and this is not measured
+    assert train("--data-dir", ratings_dir, *MEASURED).exit_code == 0
     assert load_current(Path("artifacts")).manifest["dataset"] == ratings_dir.name
 
 
@@ -487,7 +489,7 @@ def test_if_needed_trains_again_when_real_data_is_found_beside_a_synthetic_model
     assert train("--if-needed", *UNMEASURED).exit_code == 0
     assert current(Path("artifacts")) == synthetic
     monkeypatch.setenv("MOVIELENS_DIR", str(ratings_dir))
-    assert train("--if-needed", *UNMEASURED).exit_code == 0
+    assert train("--if-needed", *MEASURED).exit_code == 0
     assert load_current(Path("artifacts")).manifest["dataset"] == ratings_dir.name
 
 
@@ -749,3 +751,44 @@ def test_old_versions_are_removed_but_not_the_active_and_the_previous_one(train:
     assert needed < kept
     assert len(kept) == 3
     assert train("--data-dir", ratings_dir, "--keep", 0).exit_code == 2
+
+
+def cut_off(version: str) -> None:
+    path = Path("artifacts/versions", version, "als.npz")
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def test_a_damaged_version_is_replaced_by_one_of_its_own_data_and_by_no_other(train: Train, ratings_dir: Path) -> None:
+    """Nobody can serve it; but what it says of itself still protects what it was trained on."""
+    assert train("--dataset", "synthetic", "--synthetic-ratings", 3000, *UNMEASURED).exit_code == 0
+    assert train("--data-dir", ratings_dir, *MEASURED).exit_code == 0
+    before = active()
+    assert before is not None
+    cut_off(before)
+    result = train("--dataset", "synthetic", "--synthetic-ratings", 3000, *MEASURED)
+    assert (result.exit_code, active()) == (3, before)
+    assert "the active version is damaged" in result.stderr
+    assert train("--data-dir", ratings_dir, *UNMEASURED).exit_code == 0
+    assert load_current(Path("artifacts")).manifest["dataset"] == ratings_dir.name
+
+
+def test_what_was_overtaken_says_so_in_its_own_files(
+    train: Train, ratings_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = promotion.judge
+
+    def judge_and_be_overtaken(*arguments: Any) -> promotion.Verdict:
+        monkeypatch.setattr(promotion, "judge", judge)
+        assert train("--data-dir", ratings_dir, *UNMEASURED).exit_code == 0
+        return judge(*arguments)
+
+    monkeypatch.setattr(promotion, "judge", judge_and_be_overtaken)
+    printed = json.loads(train("--data-dir", ratings_dir, "--json", *UNMEASURED).stdout)
+    assert printed["version"] != active()
+    reason = f"{active()} became active while this one was trained"
+    assert (printed["metrics"]["promotion"]["activate"], printed["metrics"]["promotion"]["reasons"]) == (
+        False,
+        [reason],
+    )
+    assert reason in Path(printed["path"], "MODEL_CARD.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from app.errors import UnwritableError
 
 TEMPORARY_PREFIX = ".tmp-"
-LOCK = ".lock"
+LOCK, OWNER = ".lock", ".lock-owner"
 WAIT_SECONDS = 600.0  # for another trainer to write its model
 
 
@@ -32,12 +32,12 @@ def locked(artifacts_dir: Path, wait_seconds: float) -> Iterator[None]:
     path = artifacts_dir / LOCK
     try:
         with FileLock(path, timeout=wait_seconds):
-            _sign(path)
+            _sign(artifacts_dir / OWNER)
             yield
     except Timeout as error:
         raise UnwritableError(
-            f"{artifacts_dir} is being changed by {_owner(path)}, and still was after {wait_seconds:g} s. Wait for it "
-            "to end, or end it if it hangs: its lock goes with it."
+            f"{artifacts_dir} is being changed by {_owner(artifacts_dir / OWNER)}, and still was after "
+            f"{wait_seconds:g} s. Wait for it to end, or end it if it hangs: its lock goes with it."
         ) from error
     except OSError as error:
         raise UnwritableError(
@@ -46,15 +46,15 @@ def locked(artifacts_dir: Path, wait_seconds: float) -> Iterator[None]:
         ) from error
 
 
-def _sign(lock: Path) -> None:
+def _sign(path: Path) -> None:
     """Say who holds the lock, for whoever waits for it; nothing depends on it."""
     with contextlib.suppress(OSError):
-        lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
 
 
-def _owner(lock: Path) -> str:
+def _owner(path: Path) -> str:
     with contextlib.suppress(OSError, ValueError):
-        return lock.read_text(encoding="utf-8").strip() or "another process"
+        return path.read_text(encoding="utf-8").strip() or "another process"
     return "another process"
 
 

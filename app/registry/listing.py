@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from app.artifacts import LoadedModel, load_version, read_manifest
 from app.errors import ArtifactError, NoModelError, UnknownVersionError
 from app.ranker import read_ranker
-from app.registry.pointer import CURRENT, VERSION_ID, VERSIONS, current, earlier, readable_current
+from app.registry.pointer import CURRENT, VERSION_ID, VERSIONS, current, earlier, once_active, readable_current
 from app.stored_ranker import RANKER
 from app.trees import is_available
 from app.verification import read_json
@@ -152,7 +152,9 @@ def load_current(artifacts_dir: Path) -> LoadedModel:
 
 
 def load_intact(artifacts_dir: Path, load: Callable[[Path], Loaded]) -> tuple[Loaded, ArtifactError | None]:
-    """Load the active version, or where that is damaged the nearest one that was active before and is intact.
+    """Load the active version, or where that is damaged another that was active and is intact.
+
+    That is the one that a rollback would go to; without any the latest that was rolled back from.
 
     Parameters
     ----------
@@ -175,7 +177,10 @@ def load_intact(artifacts_dir: Path, load: Callable[[Path], Loaded]) -> tuple[Lo
     except NoModelError:
         raise
     except ArtifactError as error:
-        for version in earlier(artifacts_dir):
+        active = readable_current(artifacts_dir)
+        for version in dict.fromkeys([*earlier(artifacts_dir), *once_active(artifacts_dir)]):
+            if version == active:
+                continue
             with contextlib.suppress(ArtifactError, UnknownVersionError):
                 return load(find(artifacts_dir, version)), error
         raise

@@ -63,25 +63,40 @@ def earlier(artifacts_dir: Path) -> list[str]:
     active = readable_current(artifacts_dir)
     if trail[-1:] != [active] and before[-1:] == [active]:
         trail = before
-    if trail[-1:] == [active]:
-        trail = trail[:-1]
     return [version for version in reversed(trail) if version != active]
+
+
+def once_active(artifacts_dir: Path) -> list[str]:
+    """Return every version that was ever active, the latest first, rolled back or not."""
+    moved: list[str] = []
+    for version, why in _moves(artifacts_dir):
+        if why == NOT_MOVED:
+            del moved[-1:]
+        moved.append(version)
+    return list(dict.fromkeys(reversed(moved)))
 
 
 def _trail(artifacts_dir: Path) -> tuple[list[str], list[str]]:
     """Return the versions to walk back through, oldest first: as of the last line of HISTORY, and of the one before."""
     trail: list[str] = []
-    before: list[str] = []
+    added: list[str] = []  # by the last line, and what that cut off
+    cut: list[str] = []
     for version, why in _moves(artifacts_dir):
         if why == NOT_MOVED:
-            trail = before
-            continue
-        before = trail
-        if why == ROLLED_BACK and version in trail:
-            trail = trail[: len(trail) - trail[::-1].index(version)]
-        elif trail[-1:] != [version]:
-            trail = [*trail, version]
-    return trail, before
+            trail = _undo(trail, added, cut)
+            added, cut = [], []
+        elif why == ROLLED_BACK and version in trail:
+            place = len(trail) - trail[::-1].index(version)
+            added, cut = [], trail[place:]
+            del trail[place:]
+        else:
+            added, cut = [version] if trail[-1:] != [version] else [], []
+            trail += added
+    return trail, _undo(trail, added, cut)
+
+
+def _undo(trail: list[str], added: list[str], cut: list[str]) -> list[str]:
+    return [*trail[: len(trail) - len(added)], *cut]
 
 
 def _moves(artifacts_dir: Path) -> list[tuple[str, str]]:

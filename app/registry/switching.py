@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import ArtifactError, UnknownVersionError, VersionRefusedError
 from app.registry.disk import locked
-from app.registry.listing import find, load_named
+from app.registry.listing import find, verify
 from app.registry.pointer import ROLLED_BACK, earlier, finish_interrupted, move, readable_current
 
 WAIT_SECONDS = 60.0  # for a trainer that is just publishing
@@ -25,8 +26,19 @@ class Switched:
     warnings: tuple[str, ...] = ()
 
 
-def activate(artifacts_dir: Path, version: str, why: str = "activated", wait_seconds: float = WAIT_SECONDS) -> Switched:
+def activate(
+    artifacts_dir: Path,
+    version: str,
+    why: str = "activated",
+    wait_seconds: float = WAIT_SECONDS,
+    load: Callable[[Path], object] = verify,
+) -> Switched:
     """Verify a version and make it the active one. Nothing is recorded where it is that already.
+
+    Parameters
+    ----------
+    load : callable
+        What the version's folder must stand; raises ArtifactError if it does not. A service also lets it answer.
 
     Raises
     ------
@@ -41,7 +53,7 @@ def activate(artifacts_dir: Path, version: str, why: str = "activated", wait_sec
     with locked(artifacts_dir, wait_seconds):
         warnings = finish_interrupted(artifacts_dir)
         try:
-            load_named(artifacts_dir, version)
+            load(find(artifacts_dir, version))
         except ArtifactError as error:
             raise VersionRefusedError(f"{version} was not activated: {error}") from error
         replaced = readable_current(artifacts_dir)
@@ -50,10 +62,12 @@ def activate(artifacts_dir: Path, version: str, why: str = "activated", wait_sec
     return Switched(version, replaced, warnings)
 
 
-def rollback(artifacts_dir: Path, wait_seconds: float = WAIT_SECONDS) -> Switched:
+def rollback(
+    artifacts_dir: Path, wait_seconds: float = WAIT_SECONDS, load: Callable[[Path], object] = verify
+) -> Switched:
     """Make active what was active before the current version; again, and it goes further back.
 
-    Versions that are damaged or were removed since are passed over.
+    Versions that are damaged or were removed since are passed over. ``load`` is as for ``activate``.
 
     Raises
     ------
@@ -70,7 +84,7 @@ def rollback(artifacts_dir: Path, wait_seconds: float = WAIT_SECONDS) -> Switche
         passed_over = []
         for version in earlier(artifacts_dir):
             try:
-                load_named(artifacts_dir, version)
+                load(find(artifacts_dir, version))
             except (ArtifactError, UnknownVersionError) as error:
                 passed_over.append(f"{version} was passed over: {error}")
                 continue

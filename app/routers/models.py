@@ -15,9 +15,10 @@ from app.routers.admin import require_admin
 from app.routers.problems import responses
 from app.routers.serving import serving_of
 from app.schemas import Activation, ModelList, ModelVersion
-from app.serving import Serving
+from app.serving import Serving, load_warm
 
 WAIT_SECONDS = 10.0  # for a trainer that is just publishing
+_ALONE = "RECS_RELOAD_SECONDS is 0: other processes of this service do not follow until they are started again"
 _ACCESS = ("unauthorized", "admin-disabled")
 router = APIRouter(prefix="/models", tags=["models"], dependencies=[Depends(require_admin)])
 
@@ -59,7 +60,7 @@ async def rollback_model(request: Request) -> Activation:
 
     Damaged versions are passed over. 409 if no intact one is left.
     """
-    return await _switch(request, lambda folder: registry.rollback(folder, wait_seconds=WAIT_SECONDS))
+    return await _switch(request, lambda folder: registry.rollback(folder, WAIT_SECONDS, load_warm))
 
 
 @router.post(
@@ -71,7 +72,9 @@ async def activate_model(
     request: Request, version: Annotated[str, Path(description="Its id, as `GET /models` lists it.")]
 ) -> Activation:
     """Verify a version and make it the active one. 404 if there is none of that name, 409 if it is damaged."""
-    return await _switch(request, lambda folder: registry.activate(folder, version, wait_seconds=WAIT_SECONDS))
+    return await _switch(
+        request, lambda folder: registry.activate(folder, version, wait_seconds=WAIT_SECONDS, load=load_warm)
+    )
 
 
 async def _switch(request: Request, switch: Callable[..., registry.Switched]) -> Activation:
@@ -84,7 +87,7 @@ async def _switch(request: Request, switch: Callable[..., registry.Switched]) ->
         version=done.version,
         replaced=done.replaced,
         serving=_served(serving),
-        warnings=[*done.warnings, *([error.reason] if error else [])],
+        warnings=[*done.warnings, *([error.reason] if error else []), *([] if serving.reload_seconds else [_ALONE])],
     )
 
 

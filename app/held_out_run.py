@@ -14,8 +14,8 @@ import pandas as pd
 from app import core, evaluation, features, protocols, ranker_metrics, second_stage
 from app.als import Factors, learn, side_by_side
 from app.errors import ArtifactError
+from app.evaluation.comparison import HeldOut
 from app.options import TASKS, Options
-from app.promotion import HeldOut
 from app.protocols import RankingTask
 from app.run import RANKER, Run
 from app.wording import DIALS

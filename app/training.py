@@ -21,11 +21,12 @@ from app.artifacts import LoadedModel, TrainedModel
 from app.console import Screen
 from app.datasets.locate import SYNTHETIC, find_local, locate
 from app.errors import ArtifactError, ConfigError, NoModelError, UnknownVersionError
+from app.evaluation.comparison import HeldOut
 from app.history import build_history, widen_rows
 from app.machine import describe_machine
 from app.model_card import render_model_card
 from app.options import Options
-from app.promotion import Candidate, HeldOut, Incumbent, Verdict
+from app.promotion import Candidate, Incumbent, Verdict
 from app.protocols import RankingTask
 from app.report import can_plot, render_report
 from app.run import RANKER, Run
@@ -243,7 +244,6 @@ class Training(Run):
         """Publish a version, make it active if it may be, and remove old ones."""
         options, screen = self.options, self.screen
         screen.step("Publishing")
-
         with self.timed("publish"):
             published = registry.publish(
                 options.artifacts_dir,

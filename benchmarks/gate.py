@@ -41,10 +41,11 @@ from app.core import STAGES
 from app.datasets.locate import Source
 from app.evaluation import als_scorer
 from app.evaluation.bootstrap import interval, resampled_means
+from app.evaluation.comparison import METRICS, TOP, Comparison, HeldOut, compare
 from app.evaluation.lists import find_hits, rank
 from app.evaluation.scorers import popular_scorer
 from app.machine import describe_machine
-from app.promotion import COLLAPSED, METRICS, TOP, Comparison, HeldOut, compare, find_faults
+from app.promotion import COLLAPSED, find_faults
 from app.protocols import RankingTask
 from app.ranking import PADDING
 

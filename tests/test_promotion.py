@@ -24,28 +24,21 @@ from app.core import Dataset
 from app.datasets.locate import Source
 from app.datasets.synthetic import synthesize
 from app.errors import ArtifactError, DataError
-from app.evaluation import als_scorer
-from app.evaluation.lists import find_hits, rank
-from app.promotion import (
+from app.evaluation import als_scorer, comparison
+from app.evaluation.comparison import (
     ALL_USERS,
-    FEW,
     MANY,
     METRICS,
     N_RESAMPLES,
     TOP,
-    Candidate,
     Comparison,
     HeldOut,
-    Incumbent,
-    Promote,
-    Verdict,
     compare,
-    find_faults,
     holm,
-    judge,
     p_worse,
-    refit,
 )
+from app.evaluation.lists import find_hits, rank
+from app.promotion import FEW, Candidate, Incumbent, Promote, Verdict, find_faults, judge, refit
 from app.protocols import RankingTask
 from app.ranker import RankerConfig
 from app.ranking import PADDING
@@ -285,7 +278,7 @@ def test_lists_of_any_depth_are_measured_to_the_tenth_place() -> None:
 
 @pytest.mark.parametrize("kind", ["few changes", "nothing in common"])
 def test_alike_models_are_refused_in_no_more_than_5_of_100(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(promotion, "N_RESAMPLES", 999)  # quicker, and as exact on the whole
+    monkeypatch.setattr(comparison, "N_RESAMPLES", 999)  # quicker, and as exact on the whole
     rng = np.random.default_rng(5)
     n_refused = n_below = 0
     for _ in range(400):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version as library_version
@@ -286,38 +287,45 @@ def _map_version(folder: Path, manifest: dict[str, Any]) -> LoadedModel:
 
 
 def _check_consistency(folder: Path, model: LoadedModel) -> None:
-    """Refuse a model whose arrays do not belong together, or whose factors are no numbers."""
+    """Refuse a model whose arrays do not belong together, or that could not answer with numbers."""
     n_users, n_items = len(model.users), len(model.items)
-    factors = model.als_config.factors
-    for name, array, shape in (
-        ("user_factors", model.factors.user_factors, (n_users, factors)),
-        ("item_factors", model.factors.item_factors, (n_items, factors)),
-    ):
-        if array.shape != shape or array.dtype != np.float32:
-            raise damaged(folder / "als.npz", f"{name} is {array.dtype} {array.shape}", f"float32 {shape}")
-        if not np.isfinite(array).all():
-            raise damaged(folder / "als.npz", f"{name} holds NaN or infinity", "finite numbers")
-    if not 0 < model.min_rating <= MAX_RATING:
-        raise damaged(folder / "config.json", f"min_rating is {model.min_rating}", f"a rating, up to {MAX_RATING:g}")
-    for name in ("alpha", "regularization"):
-        if (weight := getattr(model.als_config, name)) > _MAX_WEIGHT:
-            raise damaged(folder / "config.json", f"{name} is {weight!r:.40}", f"at most {_MAX_WEIGHT:g}")
-    users, items = (
-        float(np.max(np.abs([array.min(initial=0), array.max(initial=0)]))) for array in vars(model.factors).values()
-    )
-    if factors * users * items > float(np.finfo(np.float32).max):
-        raise damaged(folder / "als.npz", f"factors run up to {users:g} and {items:g}", "finite scores")
-    history = model.history
+    _check_settings(folder / "config.json", model)
+    _check_factors(folder / "als.npz", model.factors, (n_users, n_items), model.als_config.factors)
     check_rows(folder / "X_users_items.npz", model.positives_indptr, model.positives_items, n_users, n_items)
-    check_rows(folder / "history.npz", history.indptr, history.item_index, n_users, n_items)
-    if not history.item_index.shape == history.rating.shape == history.timestamp.shape:
-        raise damaged(folder / "history.npz", "item_index, rating and timestamp differ in shape", "one shape")
-    if history.rating.dtype.kind != "f" or not ((history.rating > 0) & (history.rating <= MAX_RATING)).all():
-        raise damaged(folder / "history.npz", "rating holds what is none", f"floating-point, up to {MAX_RATING:g}")
+    _check_history(folder / "history.npz", model.history, n_users, n_items)
     if model.ranker:
-        check_ranker(folder / RANKER, model.ranker, n_users, n_items, factors)
+        check_ranker(folder / RANKER, model.ranker, n_users, n_items, model.als_config.factors)
     if [movie.movie_id for movie in model.movies] != model.items.ids.tolist():
         raise damaged(folder / "movie_map.csv", "its movie_id column differs from items.npy", "the same ids in order")
+
+
+def _check_settings(path: Path, model: LoadedModel) -> None:
+    if not 0 < model.min_rating <= MAX_RATING:
+        raise damaged(path, f"min_rating is {model.min_rating}", f"a rating, up to {MAX_RATING:g}")
+    for name in ("alpha", "regularization"):
+        if (weight := getattr(model.als_config, name)) > _MAX_WEIGHT:
+            raise damaged(path, f"{name} is {weight!r:.40}", f"at most {_MAX_WEIGHT:g}")
+
+
+def _check_factors(path: Path, factors: Factors, n_rows: tuple[int, int], n_factors: int) -> None:
+    """Refuse factors of other shapes than (n_rows[i], n_factors), or whose scores no float32 could hold."""
+    largest = []
+    for (name, array), n in zip(vars(factors).items(), n_rows, strict=True):
+        if array.shape != (n, n_factors) or array.dtype != np.float32:
+            raise damaged(path, f"{name} is {array.dtype} {array.shape}", f"float32 {(n, n_factors)}")
+        if not np.isfinite(array).all():
+            raise damaged(path, f"{name} holds NaN or infinity", "finite numbers")
+        largest.append(max(-float(array.min(initial=0)), float(array.max(initial=0))))
+    if n_factors * math.prod(largest) > float(np.finfo(np.float32).max):
+        raise damaged(path, f"factors run up to {largest[0]:g} and {largest[1]:g}", "finite scores")
+
+
+def _check_history(path: Path, history: UserRows, n_users: int, n_items: int) -> None:
+    check_rows(path, history.indptr, history.item_index, n_users, n_items)
+    if not history.item_index.shape == history.rating.shape == history.timestamp.shape:
+        raise damaged(path, "item_index, rating and timestamp differ in shape", "one shape")
+    if history.rating.dtype.kind != "f" or not ((history.rating > 0) & (history.rating <= MAX_RATING)).all():
+        raise damaged(path, "rating holds what is none", f"floating-point, up to {MAX_RATING:g}")
 
 
 def _read_ids(path: Path) -> IdMap:

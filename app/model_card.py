@@ -6,8 +6,7 @@ is taken from the model itself, without clock or machine, so equal models give e
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from app.datasets.locate import SYNTHETIC
 from app.evaluation.metrics import BANDS, HEADLINES, LONG_TAIL_SHARE
 from app.evaluation.results import MODEL, RANKER
 from app.evaluation.strata import LATER
+from app.markdown import escape, quote, table
 from app.plots import label
 from app.wording import (
     OF_USERS,
@@ -64,7 +64,7 @@ def render_model_card(model: TrainedModel, has_report: bool) -> str:
     """
     sections = (
         _front_matter(model),
-        f"# Movie Recommender: ALS on {_escape(model.dataset)}",
+        f"# Movie Recommender: ALS on {escape(model.dataset)}",
         *(f"> **{note}**" for note in stage_notes(model)),
         _in_short(model),
         _what_it_is(model),
@@ -102,7 +102,7 @@ def _front_matter(model: TrainedModel) -> str:
     tags = ["recommendation", "collaborative-filtering", "implicit-feedback", "als"]
     tags += ["learning-to-rank", "lightgbm"] if has_second_stage(model) else []
     lines += [f"- {tag}" for tag in tags]
-    lines += ["datasets:", f"- {_quote(model.dataset)}"]
+    lines += ["datasets:", f"- {quote(model.dataset)}"]
     lines += ["metrics:", *(f"- {metric.replace('@', '_at_')}" for metric in HEADLINES)]
     if protocols := model.metrics.get("protocols"):
         lines += ["model-index:", "- name: movie-recommender-als", "  results:"]
@@ -123,16 +123,16 @@ def _result(model: TrainedModel, protocol: str, means: Mapping[str, float], of: 
         "      type: recommendation",
         "      name: Top-k recommendation",
         "    dataset:",
-        f"      type: {_quote(model.dataset)}",
-        f"      name: {_quote(name)}",
-        f"      config: {_quote(protocol)}",
-        f"      split: {_quote(model.metrics['stage'])}",
+        f"      type: {quote(model.dataset)}",
+        f"      name: {quote(name)}",
+        f"      config: {quote(protocol)}",
+        f"      split: {quote(model.metrics['stage'])}",
         "    metrics:",
     ]
     for metric in HEADLINES:
         lines += [
             f"    - type: {metric.replace('@', '_at_')}",
-            f"      name: {_quote(f'{metric_label(metric)}, protocol {protocol}{of}')}",
+            f"      name: {quote(f'{metric_label(metric)}, protocol {protocol}{of}')}",
             f"      value: {np.format_float_positional(means[metric], trim='0')}",  # YAML 1.1 reads 1e-05 as text
         ]
     return lines
@@ -177,11 +177,11 @@ def _training_data(model: TrainedModel) -> str:
     return f"""## Training data
 
 {
-        _table(
+        table(
             ("", ""),
             [
-                ("data set", _escape(model.dataset)),
-                ("fingerprint (SHA-256)", f"`{_escape(model.fingerprint)}`"),
+                ("data set", escape(model.dataset)),
+                ("fingerprint (SHA-256)", f"`{escape(model.fingerprint)}`"),
                 ("users", f"{len(model.users):,}"),
                 ("movies with a positive", f"{len(model.items):,}"),
                 ("positives", f"{model.confidence.nnz:,}"),
@@ -189,7 +189,7 @@ def _training_data(model: TrainedModel) -> str:
         )
     }
 
-The model is {_escape(model.metrics.get("served_model", "not evaluated"))}.{
+The model is {escape(model.metrics.get("served_model", "not evaluated"))}.{
         generated
     } Nothing is known about who the users are."""
 
@@ -203,16 +203,16 @@ def _evaluation(metrics: Mapping[str, Any]) -> str:
         blocks += [f"### Protocol `{protocol}`", PROTOCOLS.get(protocol, ""), session_sentence(metrics, protocol)]
         intervals, differences = metrics["intervals"][protocol], metrics.get("differences", {}).get(protocol, {})
         values = [(label(model), *(_estimate(means, intervals, model, m) for m in HEADLINES)) for model in means]
-        blocks.append(_table(("model", *map(metric_label, HEADLINES)), values))
+        blocks.append(table(("model", *map(metric_label, HEADLINES)), values))
         compared = [(label(model), *(_difference(of[m]) for m in HEADLINES)) for model, of in differences.items()]
         if compared:
-            blocks.append(_table(("ALS less the baseline, paired", *map(metric_label, HEADLINES)), compared))
+            blocks.append(table(("ALS less the baseline, paired", *map(metric_label, HEADLINES)), compared))
         if strata := by_session(metrics, protocol):
             rows = [
                 (name, f"{of['n_users']:,}", *(_estimate(of["means"], of["intervals"], m, "recall@10") for m in means))
                 for name, of in strata.items()
             ]
-            blocks.append(_table(("Recall@10 by session", "users", *map(label, means)), rows))
+            blocks.append(table(("Recall@10 by session", "users", *map(label, means)), rows))
     return "\n\n".join([*filter(None, blocks), *_cold_start(metrics)])
 
 
@@ -237,7 +237,7 @@ def _cold_start(metrics: Mapping[str, Any]) -> list[str]:
         "### Cold start",
         "Recall@10 for users whom the model has never seen, from the first movies that they like. "
         + cold_start_sentence(measured),
-        _table(("likes", "users", *map(label, models)), rows),
+        table(("likes", "users", *map(label, models)), rows),
     ]
 
 
@@ -268,15 +268,15 @@ def _gains(metrics: Mapping[str, Any], protocol: str) -> Iterable[str]:
         )
     ]
     yield f"What it gains over ALS, protocol `{protocol}`. {reminder(metrics, protocol)}".rstrip()
-    yield _table((f"{label(RANKER)} less ALS, paired", "users", *map(metric_label, HEADLINES)), rows)
+    yield table((f"{label(RANKER)} less ALS, paired", "users", *map(metric_label, HEADLINES)), rows)
 
 
 def _features(importance: Mapping[str, Any]) -> Iterable[str]:
     most = sorted(importance.items(), key=lambda named: -named[1]["gain"])[:_N_FEATURES]
     yield f"Of its {len(importance)} features, those with the largest gain, their share of what training gained:"
-    yield _table(
+    yield table(
         ("feature", "definition", "gain"),
-        [(f"`{name}`", _escape(of["definition"]), percent(of["gain"])) for name, of in most],
+        [(f"`{name}`", escape(of["definition"]), percent(of["gain"])) for name, of in most],
     )
 
 
@@ -291,7 +291,7 @@ def _promotion(metrics: Mapping[str, Any]) -> str:
     decided = "let it become active" if verdict["activate"] else "did not let it become active"
     blocks = [
         f"## Promotion\n\nWhen it was trained (`--promote {verdict['promote']}`) the promotion gate {decided}:",
-        "\n".join(f"- {_escape(reason)}" for reason in verdict["reasons"]),
+        "\n".join(f"- {escape(reason)}" for reason in verdict["reasons"]),
     ]
     if verdict["comparisons"]:
         header = ("metric", "users", "n", "this model", f"as {verdict['against']} is made", "difference", "p, Holm")
@@ -307,7 +307,7 @@ def _promotion(metrics: Mapping[str, Any]) -> str:
             )
             for of in verdict["comparisons"]
         ]
-        blocks += [_table(header, rows), verdict["definition"]]
+        blocks += [table(header, rows), verdict["definition"]]
     return "\n\n".join(blocks)
 
 
@@ -367,7 +367,7 @@ def _tail_of_ranker(metrics: Mapping[str, Any], protocol: str) -> str:
 
 
 def _how_to_reproduce(model: TrainedModel, has_report: bool) -> str:
-    notes = " ".join(map(_escape, reproduce_notes(model)))
+    notes = " ".join(map(escape, reproduce_notes(model)))
     return f"## How to reproduce\n\n```\n{command_line(model, has_report)}\n```\n\n{notes}"
 
 
@@ -390,20 +390,4 @@ _CONTENTS = {
 def _files(has_report: bool, has_ranker: bool) -> str:
     absent = [folder for folder, is_there in (("report/", has_report), ("ranker/", has_ranker)) if not is_there]
     rows = [(f"`{name}`", text) for name, text in _CONTENTS.items() if not name.startswith(tuple(absent))]
-    return f"## Files\n\n{_table(('file', 'content'), rows)}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _escape(text: str) -> str:
-    """Make text harmless in Markdown: a data set is named after a folder, which may have any name."""
-    return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", re.sub(r"\s+|[^\x20-\U0010FFFF]", " ", text))
-
-
-def _quote(text: str) -> str:
-    """Quote text for YAML; what is not printable there becomes an escape."""
-    escaped = (f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
-    return f'"{"".join(escaped)}"'
+    return f"## Files\n\n{table(('file', 'content'), rows)}"

@@ -133,7 +133,8 @@ def _headlines(version: Mapping[str, Any]) -> str:
 def _gate(promotion: Mapping[str, Any]) -> str:
     if not promotion:
         return "not asked"
-    verdict = "passed" if promotion.get("activate") else "refused"
+    refused = "not asked to decide" if promotion.get("promote") == "never" else "refused"
+    verdict = "passed" if promotion.get("activate") else refused
     return f"{verdict}: {'; '.join(map(str, promotion.get('reasons', []))) or 'no reason given'}"
 
 

@@ -241,6 +241,10 @@ def test_show_of_a_refused_version_gives_the_reasons(folder: Path) -> None:
     text = " ".join(run("show", version).stdout.split())
     assert f"{version} (not promoted)" in text
     assert "gate refused: ndcg@10 is worse; so is recall@10" in text
+    told = {"promote": "never", "activate": False, "reasons": ["--promote never was asked for"]}
+    version = registry.publish(folder, evaluated(promotion=told), may_activate=lambda _active: False).version
+    text = " ".join(run("show", version).stdout.split())
+    assert "gate not asked to decide: --promote never was asked for" in text  # nothing was found wrong with it
 
 
 def test_show_of_what_cannot_be_read_is_an_error(folder: Path) -> None:
@@ -376,7 +380,7 @@ def test_diff_says_how_lists_differ_either_way(folder: Path) -> None:
     text = run("diff", first, second[-8:], "--k", 2).stdout
     assert f"A  {first}\nB  {second}\n" in text
     report = read_json(run("diff", first, second, "--k", 2, "--users", 3, "--seed", 7, "--json").stdout)
-    a, b = (registry.load_named(folder, version) for version in (first, second))
+    a, b = (registry.verify(registry.find(folder, version)) for version in (first, second))
     expected = compare(Recommender(a), Recommender(b), n_users=3, k=2, random_state=7)
     assert report == json.loads(json.dumps(expected.to_dict()))
     same = run("diff", first, first).stdout

@@ -521,7 +521,7 @@ def test_what_is_no_id_of_a_version_is_unknown(arrange: Arrange, ids: Ids, name:
         activate(folder, version)
     assert len(str(caught.value)) < 500  # what was sent is not sent back at length
     with pytest.raises(UnknownVersionError):
-        registry.load_named(folder, version)
+        registry.verify(registry.find(folder, version))
     assert state(folder) == before
 
 

@@ -7,7 +7,7 @@ complete version. Whoever changes anything holds the lock of the folder.
 
 from __future__ import annotations
 
-from app.registry.listing import Entry, current_folder, find, load_current, load_intact, load_named, versions
+from app.registry.listing import Entry, current_folder, find, load_current, load_intact, verify, versions
 from app.registry.pointer import CURRENT, HISTORY, VERSIONS, current, earlier, once_active, readable_current
 from app.registry.publishing import KEEP, Published, prepare, prune, publish
 from app.registry.switching import Switched, activate, rollback
@@ -27,12 +27,12 @@ __all__ = [
     "find",
     "load_current",
     "load_intact",
-    "load_named",
     "once_active",
     "prepare",
     "prune",
     "publish",
     "readable_current",
     "rollback",
+    "verify",
     "versions",
 ]

@@ -44,7 +44,7 @@ class Entry:
 
 
 def versions(artifacts_dir: Path) -> tuple[Entry, ...]:
-    """List all versions, newest first, without verifying their files (``load_named`` does)."""
+    """List all versions, newest first, without verifying their files (``verify`` does)."""
     active = readable_current(artifacts_dir)
     found = published(artifacts_dir)
     previous = next((version for version in earlier(artifacts_dir) if version in found), None)
@@ -60,43 +60,33 @@ def _describe(artifacts_dir: Path, version: str, is_active: bool, is_previous: b
             read_json(folder / "metrics.json"),
         )
         has_ranker = "ranker" in config
-        protocol = next(iter(metrics.get("protocols", {})), None)
+        protocol = next(iter({**metrics.get("protocols", {})}), None)
         means = metrics["protocols"][protocol] if protocol else {}
-        entry = Entry(
+        return Entry(
             version,
             is_active,
             is_previous,
             trained_at=manifest["trained_at"],
             dataset=manifest["dataset"],
-            n_ratings=config.get("n_ratings"),
-            n_users=manifest.get("n_users"),
-            n_items=manifest.get("n_items"),
+            n_ratings=_stated(config, "n_ratings", int),
+            n_users=_stated(manifest, "n_users", int),
+            n_items=_stated(manifest, "n_items", int),
             has_ranker=has_ranker,
             protocol=protocol,
-            stage=metrics.get("stage"),
+            stage=_stated(metrics, "stage", str),
             metrics={name: float(mean) for name, mean in means.get("ranker" if has_ranker else "als", {}).items()},
             promotion={**metrics.get("promotion", {})},
         )
-        for names, kind in ((("protocol", "stage"), str), (("n_ratings", "n_users", "n_items"), int)):
-            for name in names:
-                if not isinstance(value := getattr(entry, name), kind | None):
-                    raise TypeError(f"{folder}: {name} is {value!r}; expected {kind.__name__}")
-        return entry
     except (ArtifactError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         return Entry(version, is_active, is_previous, damage=str(error))
 
 
-def load_named(artifacts_dir: Path, version: str) -> LoadedModel:
-    """Verify and map a version.
-
-    Raises
-    ------
-    UnknownVersionError
-        If there is no such version.
-    ArtifactError
-        If it is damaged.
-    """
-    return verify(find(artifacts_dir, version))
+def _stated(values: dict[str, Any], name: str, kind: type[Loaded]) -> Loaded | None:
+    """Return what a file says by some name, None if nothing; TypeError if it is of another kind."""
+    value = values.get(name)
+    if not isinstance(value, kind | None):
+        raise TypeError(f"{name} is {value!r}; expected {kind.__name__}")
+    return value
 
 
 def verify(folder: Path) -> LoadedModel:

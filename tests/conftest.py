@@ -13,6 +13,7 @@ def no_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the settings of the developer's own service out of the tests, and the tests out of its artifacts."""
     for name in [name for name in os.environ if name.startswith("RECS_")]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
 
 
 @pytest.fixture(scope="session")

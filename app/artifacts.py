@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,13 +18,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from app.als import AlsConfig, Factors
 from app.core import MAX_RATING, IdMap
 from app.errors import ArtifactError, ConfigError
 from app.history import UserRows
+from app.index import INDEX, THRESHOLD, Index, build_index, map_index
+from app.movies import Movie, Movies, build_movies
 from app.npz import write_npz
 from app.stored_ranker import RANKER, RANKER_FILES, StoredRanker, check_ranker, map_ranker, write_ranker
 from app.verification import check_rows, damaged, map_arrays, read_json, write_json
@@ -32,8 +34,11 @@ if TYPE_CHECKING:
     import pandas as pd
     import scipy.sparse as sp
 
+log = logging.getLogger("uvicorn.error")
+
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+MOVIE_MAP, MOVIE_ARRAYS = "movie_map.csv", "movies.npz"  # the same movies, for people and for the service
 MOVIE_COLUMNS = ("movie_id", "title", "genres", "year", "imdb_id", "tmdb_id", "popularity")
 REQUIRED_FILES = (
     "als.npz",
@@ -41,7 +46,7 @@ REQUIRED_FILES = (
     "items.npy",
     "X_users_items.npz",
     "history.npz",
-    "movie_map.csv",
+    MOVIE_MAP,
     "metrics.json",
     "config.json",
 )
@@ -73,23 +78,12 @@ class TrainedModel:
 
 
 @dataclass(frozen=True)
-class Movie:
-    """A movie as responses show it; ``year`` is None and ids are "" where MovieLens has none."""
-
-    movie_id: int
-    title: str
-    genres: tuple[str, ...]
-    year: int | None
-    imdb_id: str
-    tmdb_id: str
-
-
-@dataclass(frozen=True)
 class LoadedModel:
     """One verified version in memory; the arrays are read-only maps of its files.
 
-    ``positives_indptr`` and ``positives_items`` are the CSR structure of X_users_items.npz; ``popularity`` of shape
-    (n_items,) counts positives; ``movies[i]`` belongs to item index i. ``metrics`` are those of metrics.json.
+    ``positives_indptr`` and ``positives_items`` are the CSR structure of X_users_items.npz;
+    ``movies[i]`` belongs to item index i. ``metrics`` are those of metrics.json. ``index`` is there for large
+    catalogues.
     """
 
     version: str
@@ -101,11 +95,11 @@ class LoadedModel:
     positives_indptr: NDArray[np.integer[Any]]
     positives_items: NDArray[np.integer[Any]]
     history: UserRows
-    movies: tuple[Movie, ...]
-    popularity: NDArray[np.float32]
+    movies: Movies
     min_rating: float
     metrics: dict[str, Any]
     ranker: StoredRanker | None = None
+    index: Index | None = None
 
     def positives_of(self, user_index: int) -> NDArray[np.integer[Any]]:
         """Return the item indices that a user's factor was learned from."""
@@ -125,11 +119,13 @@ def write_version(folder: Path, model: TrainedModel, trained_at: str) -> str:
     np.save(folder / "items.npy", model.items.ids, allow_pickle=False)
     write_npz(folder / "X_users_items.npz", _csr_members(model.confidence))
     write_npz(folder / "history.npz", vars(model.history))
-    _write_moviemap_arrays(folder / "movie_map.csv", model)
+    _write_movies(folder, model)
     write_json(folder / "metrics.json", model.metrics)
     write_json(folder / "config.json", model.config)
     if model.ranker:
         write_ranker(folder / RANKER, model.ranker)
+    if len(model.items) >= THRESHOLD:
+        build_index(model.factors.item_factors, folder / INDEX)
     for name, text in model.documents.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -167,10 +163,12 @@ def _csr_members(matrix: sp.csr_matrix) -> dict[str, NDArray[Any]]:
     }
 
 
-def _write_moviemap_arrays(path: Path, model: TrainedModel) -> None:
+def _write_movies(folder: Path, model: TrainedModel) -> None:
+    """Write the movies twice: as a table for people and other programs, and as the service maps them."""
     popularity = np.bincount(model.confidence.indices, minlength=len(model.items))
     table = model.movies.assign(popularity=popularity)[list(MOVIE_COLUMNS)]
-    table.to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
+    table.to_csv(folder / MOVIE_MAP, index=False, encoding="utf-8", lineterminator="\n")
+    write_npz(folder / MOVIE_ARRAYS, _read_movie_map(folder / MOVIE_MAP).to_arrays())
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -263,7 +261,6 @@ def load_version(folder: Path) -> LoadedModel:
 
 def _map_version(folder: Path, manifest: dict[str, Any]) -> LoadedModel:
     als, positives, history = (map_arrays(folder / name) for name in ("als.npz", "X_users_items.npz", "history.npz"))
-    movies, popularity = _read_moviemap_arrays(folder / "movie_map.csv")
     config = read_json(folder / "config.json")
     try:
         return LoadedModel(
@@ -276,14 +273,23 @@ def _map_version(folder: Path, manifest: dict[str, Any]) -> LoadedModel:
             positives_indptr=positives["indptr"],
             positives_items=positives["indices"],
             history=UserRows(**{name: history[name] for name in UserRows.__dataclass_fields__}),
-            movies=movies,
-            popularity=popularity,
+            movies=_map_movies(folder, manifest),
             min_rating=float(config["min_rating"]),
             metrics=read_json(folder / "metrics.json"),
             ranker=map_ranker(folder / RANKER) if set(RANKER_FILES) & manifest["files"].keys() else None,
+            index=_map_index(folder / INDEX, als["item_factors"]) if INDEX in manifest["files"] else None,
         )
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise damaged(folder, repr(error), "all arrays and settings of a model") from error
+
+
+def _map_index(path: Path, item_factors: NDArray[np.float32]) -> Index | None:
+    """Map the index, if its library is there: a library that is missing must not stop the service."""
+    try:
+        return map_index(path, *item_factors.shape)
+    except ImportError as error:
+        log.error("Scoring all movies for each request, without the index of %s: %s", path.parent.name, error)
+        return None
 
 
 def _check_consistency(folder: Path, model: LoadedModel) -> None:
@@ -295,8 +301,11 @@ def _check_consistency(folder: Path, model: LoadedModel) -> None:
     _check_history(folder / "history.npz", model.history, n_users, n_items)
     if model.ranker:
         check_ranker(folder / RANKER, model.ranker, n_users, n_items, model.als_config.factors)
-    if [movie.movie_id for movie in model.movies] != model.items.ids.tolist():
-        raise damaged(folder / "movie_map.csv", "its movie_id column differs from items.npy", "the same ids in order")
+    movies = folder / (MOVIE_ARRAYS if (folder / MOVIE_ARRAYS).exists() else MOVIE_MAP)
+    try:
+        model.movies.check(model.items.ids)
+    except Exception as error:  # a damaged byte makes json and numpy raise nearly anything
+        raise damaged(movies, f"{type(error).__name__}: {error}", "the movies of items.npy, in their order") from error
 
 
 def _check_settings(path: Path, model: LoadedModel) -> None:
@@ -330,31 +339,40 @@ def _check_history(path: Path, history: UserRows, n_users: int, n_items: int) ->
 
 def _read_ids(path: Path) -> IdMap:
     try:
-        with path.open("rb") as file:
-            return IdMap(npy_format.read_array(file, allow_pickle=False))
+        # Mapped, and still a plain array: maps themselves are slow to index.
+        return IdMap(np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)))
     except Exception as error:  # numpy's header parser raises nearly anything
         raise damaged(path, str(error), "int64 ids, strictly rising") from error
 
 
-def _read_moviemap_arrays(path: Path) -> tuple[tuple[Movie, ...], NDArray[np.float32]]:
-    """Read the titles with the csv module: the service needs no pandas for it."""
+def _map_movies(folder: Path, manifest: Mapping[str, Any]) -> Movies:
+    """Map the movies; of a version of an earlier release, which has the table alone, make them of that."""
+    if MOVIE_ARRAYS not in manifest["files"]:
+        return _read_movie_map(folder / MOVIE_MAP)
+    return Movies.of_arrays(map_arrays(folder / MOVIE_ARRAYS))
+
+
+def _read_movie_map(path: Path) -> Movies:
+    """Read the table of movies with the csv module: the service needs no pandas for it."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file, strict=True)
         if header != list(MOVIE_COLUMNS):
             raise ValueError(f"columns {', '.join(header)}")
-        movies = tuple(
-            Movie(
-                movie_id=int(movie_id),
-                title=title,
-                genres=tuple(genres.split("|")) if genres else (),
-                year=int(year) if year else None,
-                imdb_id=imdb_id,
-                tmdb_id=tmdb_id,
-            )
-            for movie_id, title, genres, year, imdb_id, tmdb_id, _popularity in rows
-        )
         popularity = np.array([int(row[-1]) for row in rows], dtype=np.float32)
-    except (ValueError, OverflowError, OSError, csv.Error) as error:
+        return build_movies((_read_movie(*row) for row in rows), popularity)
+    except (TypeError, ValueError, OverflowError, OSError, csv.Error) as error:
         raise damaged(path, str(error), f"columns {', '.join(MOVIE_COLUMNS)}") from error
-    return movies, popularity
+
+
+def _read_movie(
+    movie_id: str, title: str, genres: str, year: str, imdb_id: str, tmdb_id: str, _popularity: str
+) -> Movie:
+    return Movie(
+        movie_id=int(movie_id),
+        title=title,
+        genres=tuple(genres.split("|")) if genres else (),
+        year=int(year) if year else None,
+        imdb_id=imdb_id,
+        tmdb_id=tmdb_id,
+    )

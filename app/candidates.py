@@ -50,10 +50,9 @@ class Knowledge:
     def gramian(self) -> NDArray[np.float64]:
         return gramian(self.item_factors)
 
-    @cached_property
-    def directions(self) -> NDArray[np.float32]:
-        """Item factors of unit length; those of length 0 stay as they are."""
-        return unit_rows(self.item_factors)
+    def directions(self, items: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return item factors of unit length, (n, factors); those of length 0 stay as they are."""
+        return unit_rows(self.item_factors[items])
 
 
 def unit_rows(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -70,6 +69,7 @@ class Query:
     ``user_index`` says whose tags are left out of the tables, −1 for nobody. ``recent_factor`` and ``plain_factor`` of
     shape (factors,) are the user's, where they were solved from this very history before; else they are solved here.
     ``learned`` are the item indices that they were solved from, where these are not all positives of the history.
+    ``allowed`` of shape (n_items,), bool, are the movies that the list may show, by default all.
     """
 
     history: History
@@ -78,6 +78,7 @@ class Query:
     recent_factor: NDArray[np.float32] | None = None
     plain_factor: NDArray[np.float32] | None = None
     learned: NDArray[np.integer] | None = None
+    allowed: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,16 @@ def spread(table: Ragged, rows: NDArray[np.integer], weights: NDArray[np.floatin
 
 
 def propose(context: Context) -> NDArray[np.int64]:
-    """Return the candidates: the best of recency ALS and of what is rated around the recent movies, rising, unrated."""
+    """Return the candidates: the best of recency ALS and of what is rated around the recent movies, rising, unrated.
+
+    Each source chooses among the movies that are allowed, so that as many come as there are.
+    """
     around = context.around_scores
     neighbours = np.where(around > 0, around, EXCLUDED)
-    return np.union1d(_best(context.als_scores, N_FROM_ALS), _best(neighbours, N_FROM_AROUND))
+    found = [context.als_scores, neighbours]
+    if context.query.allowed is not None:
+        found = [np.where(context.query.allowed, scores, EXCLUDED) for scores in found]
+    return np.union1d(_best(found[0], N_FROM_ALS), _best(found[1], N_FROM_AROUND))
 
 
 def _best(scores: NDArray[np.float32], n: int) -> NDArray[np.int64]:

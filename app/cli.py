@@ -1,6 +1,7 @@
-"""The operator's command line: which models there are, which one answers, and how two of them differ.
+"""The operator's command line: which models there are, which one answers, how two of them differ; all lists in a file.
 
     python -m app.cli models list | show | activate | rollback | prune | verify | diff
+    python -m app.cli batch --out recs.parquet
 
 A root, as ``train_als.py`` is: it reads the settings and composes. What is shown is ``models_screen``'s matter.
 """
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,14 +19,31 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from app import registry, shadow
 from app.artifacts import MANIFEST
-from app.errors import ArtifactError, ConfigError, NoModelError, RecommenderError, UnknownVersionError
+from app.batch import Written, check_request, write_lists
+from app.errors import (
+    ArtifactError,
+    ConfigError,
+    NoModelError,
+    RecommenderError,
+    UnknownGenreError,
+    UnknownVersionError,
+)
+from app.filters import Filter
 from app.models_screen import SHOWN, open_console, show_difference, show_version, show_versions, state_of
-from app.recommender import Recommender, log
+from app.recommender import ListOptions, Recommender, log
 from app.registry import Entry, Switched
 from app.serving import load_warm
 from app.settings import Settings
@@ -60,7 +79,7 @@ def opened(artifacts_dir: Path | None) -> Iterator[Path]:
         raise  # whoever reads has seen enough
     except (RecommenderError, ValidationError, OSError) as error:
         say_on_stderr("Error: ", "bold red", str(error))
-        is_input = isinstance(error, ConfigError | UnknownVersionError | ValidationError)
+        is_input = isinstance(error, ConfigError | UnknownVersionError | UnknownGenreError | ValidationError)
         raise typer.Exit(EXIT_BAD_INPUT if is_input else EXIT_FAILED) from error
 
 
@@ -250,20 +269,35 @@ def find_damage(artifacts_dir: Path, version: str) -> str | None:
 
 
 class Warner(logging.Handler):
-    """Say what is logged, for a service, as a command does."""
+    """Say what is logged, for a service, as a command does; once, where it is logged for every user."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        warn(record.getMessage())
+        if record.msg in self._said:
+            return
+        self._said.add(record.msg)
+        error = record.exc_info[1] if record.exc_info else None
+        warn(f"{record.getMessage()} ({type(error).__name__}: {error})" if error else record.getMessage())
+
+
+@contextmanager
+def warning_of_logs() -> Iterator[None]:
+    """Say as warnings what is logged within."""
+    warner = Warner()
+    log.addHandler(warner)
+    try:
+        yield
+    finally:
+        log.removeHandler(warner)
 
 
 def load(artifacts_dir: Path, version: str) -> Recommender:
     """Load a version as the service does when CURRENT moves; errors are those of ``find`` and ``load_warm``."""
-    warner = Warner()
-    log.addHandler(warner)
-    try:
+    with warning_of_logs():
         return load_warm(registry.find(artifacts_dir, version))
-    finally:
-        log.removeHandler(warner)
 
 
 @models.command()
@@ -293,6 +327,70 @@ def compare(a: Recommender, b: Recommender, n_users: int, k: int, random_state: 
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("users", total=min(n_users, len(a.model.users), len(b.model.users)))
         return shadow.compare(a, b, n_users, k, random_state, lambda: bar.advance(task))
+
+
+@cli.command()
+def batch(
+    out: Annotated[Path, typer.Option(help="File to write or replace: .parquet, .csv or .jsonl.")],
+    k: Annotated[int, typer.Option("--k", help="Length of the lists, at least 1.")] = 10,
+    version: Annotated[str | None, typer.Option(help=ONE, show_default="the active one")] = None,
+    ranker: Annotated[bool, typer.Option(help="Let the second stage order the lists, where there is one.")] = True,
+    genre: Annotated[list[str] | None, typer.Option(help="Only movies of this genre; again, of any of these.")] = None,
+    year_min: Annotated[int | None, typer.Option(min=1, help="Only movies of this year or later.")] = None,
+    year_max: Annotated[int | None, typer.Option(min=1, help="Only movies of this year or earlier.")] = None,
+    exclude: Annotated[list[int] | None, typer.Option(help="Id of a movie to leave out; again, of more.")] = None,
+    artifacts_dir: ArtifactsDir = None,
+) -> None:
+    """Write the lists of all users to a file, as the service would answer them from what the model was trained on.
+
+    The file takes its name when it is complete: a run that fails or is interrupted changes nothing.
+    """
+    with opened(artifacts_dir) as folder:
+        check_request(out, k)
+        wanted = make_filter(genre, year_min, year_max, exclude)
+        chosen = registry.current_folder(folder).name if version is None else resolve(folder, version)
+        recommender = load(folder, chosen)
+        start = time.perf_counter()
+        with warning_of_logs(), bar_of_users(len(recommender.model.users)) as advance:
+            written = write_lists(recommender, out, k, ListOptions(ranker=ranker, filter=wanted), advance)
+        say_written(written, out, time.perf_counter() - start)
+
+
+def make_filter(
+    genres: list[str] | None, year_min: int | None, year_max: int | None, exclude: list[int] | None
+) -> Filter:
+    """Return which movies may be listed; ConfigError if no year can be between the two."""
+    if year_min and year_max and year_min > year_max:
+        raise ConfigError(f"--year-min is {year_min}; expected a year up to --year-max, {year_max}")
+    return Filter(tuple(genres or ()), year_min, year_max, tuple(exclude or ()))
+
+
+class UsersPerSecond(ProgressColumn):
+    """How fast it goes."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} users/s" if task.speed else "")
+
+
+@contextmanager
+def bar_of_users(n_users: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error, where that is a terminal; the yielded function moves it on by so many users."""
+    console = open_console(stderr=True)
+    columns = (TextColumn("users"), BarColumn(), MofNCompleteColumn(), UsersPerSecond(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=n_users)
+        yield lambda n_more: bar.update(task, advance=n_more)
+
+
+def say_written(written: Written, out: Path, seconds: float) -> None:
+    """Say what there is now, and where."""
+    if written.n_failed:
+        warn(f"the second stage failed for {written.n_failed:,} users, whose lists are of the first")
+    sources = ", ".join(f"{n:,} by {source}" for source, n in written.sources.items())
+    say(
+        f"{written.n_users:,} users ({sources}), {written.n_movies:,} movies listed in {seconds:.1f} s, "
+        f"{written.n_users / seconds:,.0f} users/s: {out}, {written.n_bytes / 2**20:,.2f} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ RecommenderError
 ├── ConfigError           an option or hyper-parameter outside its range
 ├── ArtifactError         a version folder that is damaged
 │   ├── NoModelError      nothing is published yet
-│   └── UnwritableError   the artifacts folder cannot be written now
+│   └── UnwritableError   the artifacts folder, or a file of lists, cannot be written now
 ├── UnknownVersionError   a version that is not there
 ├── VersionRefusedError   a version that must not become active, or none to go back to
-└── UnknownUserError      a user without any rating in the model's data
+├── UnknownUserError      a user without any rating in the model's data
+├── UnknownMovieError     a movie outside the model's catalogue
+└── UnknownGenreError     a genre that no movie of the catalogue has
 
 A message gives the value, what was expected, and the remedy. This module knows neither exit codes nor HTTP: the command
 line and ``app.routers.problems`` translate.
@@ -43,7 +45,7 @@ class NoModelError(ArtifactError):
 
 
 class UnwritableError(ArtifactError):
-    """The artifacts folder cannot be written: no space, no permission, or another process is at it."""
+    """The artifacts folder, or a file of lists, cannot be written: no space, no permission, or another is at it."""
 
 
 class UnknownVersionError(RecommenderError):
@@ -68,3 +70,20 @@ class UnknownUserError(RecommenderError):
         )
         self.user_id = user_id
         self.version = version  # that does not know the user
+
+
+class UnknownMovieError(RecommenderError):
+    """A movie that the model's catalogue does not hold."""
+
+    def __init__(self, movie_id: int) -> None:
+        super().__init__(
+            f"movie_id {movie_id} is not in this model's catalogue, which holds the movies that somebody rated well; "
+            "find one by its title: /movies?query=toy%20story"
+        )
+
+
+class UnknownGenreError(RecommenderError):
+    """A genre that no movie of the model's catalogue has."""
+
+    def __init__(self, genre: str, known: list[str]) -> None:
+        super().__init__(f"expected one of {', '.join(known)}; got {genre[:40]!r}")

@@ -181,7 +181,7 @@ def _last_weights(rated: History, lasts: Sequence[int]) -> NDArray[np.float64]:
 )
 def _cosine(context: Context, items: Items) -> Sequence[Column]:
     directions, liked = context.knowledge.directions, context.recent_liked
-    cosines = directions[liked.item_index] @ directions[items].T  # (n_liked, n)
+    cosines = directions(liked.item_index) @ directions(items).T  # (n_liked, n)
     return *(_last_weights(liked, _LAST) @ cosines), cosines.max(axis=0)
 
 

@@ -15,13 +15,17 @@ from threadpoolctl import threadpool_limits
 
 from app.threads import cancelling_pool, count_cores
 
+_ITEMS_PER_BLOCK = 2**17  # of which a copy in float64 is made at a time
 _USERS_PER_BLOCK = 256  # that one thread solves at a time
 
 
 def gramian(item_factors: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return YᵀY of shape (factors, factors), which every fold-in over the same items shares."""
-    exact = item_factors.astype(np.float64)
-    return exact.T @ exact
+    total = np.zeros((item_factors.shape[1], item_factors.shape[1]))
+    for start in range(0, len(item_factors), _ITEMS_PER_BLOCK):
+        exact = item_factors[start : start + _ITEMS_PER_BLOCK].astype(np.float64)
+        total += exact.T @ exact
+    return total
 
 
 def solve_user_factor(

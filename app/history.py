@@ -58,6 +58,13 @@ class History:
         return int(self.timestamp[-1]) + self.median_gap if len(self) else 0
 
 
+def entries_of(indptr: NDArray[np.integer], rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the entries of some ragged rows: the place in ``rows`` of each, and where it stands in the arrays."""
+    starts, lengths = indptr[rows], indptr[rows + 1] - indptr[rows]
+    place = np.repeat(np.arange(len(rows)), lengths)
+    return place, np.arange(len(place)) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+
+
 @dataclass(frozen=True)
 class UserRows:
     """Ragged rows, one per user: row u is ``slice(indptr[u], indptr[u + 1])`` of the other arrays.
@@ -75,6 +82,11 @@ class UserRows:
         """Return what one user rated."""
         row = slice(self.indptr[user_index], self.indptr[user_index + 1])
         return History(self.item_index[row], self.rating[row], self.timestamp[row])
+
+    def rated_by(self, users: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.integer]]:
+        """Return what several users rated, in pairs: places in ``users``, rising, and item indices."""
+        place, entry = entries_of(self.indptr, users)
+        return place, self.item_index[entry]
 
     @property
     def user_index(self) -> NDArray[np.int64]:

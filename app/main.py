@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
+from threadpoolctl import threadpool_limits
 
 from app import __version__
-from app.routers import models, ops, problems, recommend
+from app.cache import ResponseCache
+from app.logs import configure_logging
+from app.routers import catalog, models, ops, problems, recommend
+from app.routers.answering import Answering
+from app.routers.edge import Edge
+from app.routers.quick import QuickLane
 from app.serving import Serving
 from app.settings import Settings
 from app.telemetry import Telemetry
@@ -31,19 +38,30 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Read from the environment if not given.
     """
     settings = settings or Settings()
+    configure_logging(settings.log_format, settings.log_level)
     telemetry = Telemetry()
+    url = settings.redis_url.get_secret_value() if settings.redis_url else None
+    cache = ResponseCache(settings.cache_size, settings.cache_seconds, url, telemetry, settings.cache_bytes)
     serving = Serving(settings.artifacts_dir, settings.reload_seconds, telemetry)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        serving.start()
-        watching = asyncio.create_task(serving.watch())
-        try:
-            yield
-        finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+        telemetry.join_workers()
+        # A product of 60 µs is no work to share: threads of the BLAS would wait for each other longer than it takes.
+        with threadpool_limits(1, "blas"):
+            serving.start()
+            gc.collect()
+            gc.freeze()  # what is loaded stays: to look through it for garbage again and again takes milliseconds
+            watching = asyncio.create_task(serving.watch())
+            try:
+                yield
+            finally:
+                watching.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watching
+                gc.unfreeze()
+                await cache.close()
+                telemetry.leave_workers()
 
     # Swagger UI is served from here, not from a CDN: /docs works wherever the service does.
     app: FastAPI = FastAPIOffline(
@@ -55,9 +73,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.telemetry = telemetry
     app.state.serving = serving
+    app.state.answering = Answering(cache, telemetry)
     app.state.admin_token = settings.admin_token
     problems.install(app)
-    app.include_router(recommend.router)
+    for topic in (recommend, catalog):
+        app.include_router(topic.quick)
+        app.include_router(topic.router)
+    app.add_middleware(QuickLane, routes=[*recommend.quick.routes, *catalog.quick.routes])
+    app.add_middleware(
+        Edge,  # what is added last sees requests first
+        telemetry=telemetry,
+        max_body_bytes=settings.max_body_bytes,
+        max_concurrency=settings.max_concurrency,
+        cors_origins=settings.cors_origins.replace(",", " ").split(),
+    )
     app.include_router(models.router)
     app.include_router(ops.router)
 

@@ -377,6 +377,7 @@ _CONTENTS = {
     "X_users_items.npz": "positives as a CSR matrix, values are confidence",
     "history.npz": "everything that each user rated, oldest first",
     "movie_map.csv": "titles, genres, years and ids of the movies",
+    "movies.npz": "the same, as the service maps them",
     "metrics.json": "every figure, unrounded, with intervals and definitions",
     "config.json": "hyper-parameters and the machine",
     "ranker/model.txt": "the second stage's trees, as LightGBM's text",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.candidates import N_FROM_ALS, N_FROM_AROUND
+from app.candidates import N_FROM_ALS, N_FROM_AROUND, unit_rows
 from app.evaluation import bootstrap
 from app.evaluation.lists import find_hits
 from app.evaluation.metrics import CUTOFFS, Catalogue, catalogue_metrics, list_metrics, ranking_metrics
@@ -140,7 +140,7 @@ def measure_dials(
         no movie has any, and without a dial that is measured by one of them.
     """
     known = held_out.learned.knowledge
-    traits = Traits(information(known.popularity), held_out.learned.tables.genres, known.directions)
+    traits = Traits(information(known.popularity), held_out.learned.tables.genres, unit_rows(known.item_factors))
     pools = list(_pools(held_out))
     curves = {}
     for dial, brought in DIALS.items():

@@ -6,16 +6,16 @@ that can be checked in the data; where none can be made, none is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.artifacts import Movie
 from app.candidates import Context
 from app.features import FEATURES, compute
 from app.history import History
+from app.movies import Movies
 from app.ranker import Ranker
 from app.tables import AFTER_PRIOR, AROUND_PRIOR, Ragged, title_words
 
@@ -41,9 +41,7 @@ class Explanation:
     reasons: tuple[str, ...] = ()
 
 
-def explain(
-    context: Context, items: NDArray[np.int64], movies: Sequence[Movie], ranker: Ranker | None
-) -> list[Explanation]:
+def explain(context: Context, items: NDArray[np.int64], movies: Movies, ranker: Ranker | None) -> list[Explanation]:
     """Explain why movies are listed for a request.
 
     Parameters
@@ -88,7 +86,7 @@ class _Listed:
     """One movie of one list, of which something may be said: where its score comes from, and its features."""
 
     context: Context
-    movies: Sequence[Movie]
+    movies: Movies
     item: int
     because: tuple[tuple[int, float], ...]
     features: Mapping[str, float]

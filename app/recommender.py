@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -19,18 +19,22 @@ from numpy.typing import NDArray
 from app.artifacts import LoadedModel
 from app.candidates import Context, Knowledge, Query
 from app.core import MAX_RATING, UNKNOWN
-from app.errors import ArtifactError, UnknownUserError
-from app.history import History, UserRows
+from app.errors import ArtifactError, UnknownMovieError, UnknownUserError
+from app.filters import EVERYTHING, Filter
+from app.first_stage import FirstStage
+from app.history import History
 from app.ranker import Ranker, read_ranker
-from app.ranking import EXCLUDED, PADDING, top_k
 from app.reasons import Explanation, explain
 from app.rerank import NEUTRAL, Dials, Traits, genre_mix, information, rerank
+from app.scoring import Listed
+from app.search import TitleSearch
 from app.trees import is_available
 
 log = logging.getLogger("uvicorn.error")
 
 ListSource = Literal["als", "fold_in", "ranker", "popular"]  # what ordered a list
 POOL = 300  # of the first stage's best that dials choose from; the second stage has about as many candidates
+_QUICK_PRODUCT = 4_000_000  # n_items × factors: a tenth of a millisecond or two
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,11 @@ class ListOptions:
     ranker: bool = True
     dials: Dials = NEUTRAL
     explain: bool = False
+    filter: Filter = EVERYTHING
 
 
 PLAIN = ListOptions()
+_NONE = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,15 @@ class Ranking:
     compares movies within one list: a dot product, for ``source`` "ranker" the log-odds that the movie is the next to
     be liked, for "popular" the number of positives; it falls along the list unless dials moved it. ``ignored`` are ids
     of the request that are not in the catalogue. ``explanations`` are as many as the items, if they were asked for.
-    ``moment`` is when the list was asked for; with the version and the history it determines the list.
-    ``ranker_failed`` tells that the second stage should have answered and could not.
+    ``moment`` is when the list was asked for, None where it does not depend on that, as lists of the first stage do
+    not; with the version and the history it determines the list. ``ranker_failed`` tells that the second stage should
+    have answered and could not.
     """
 
     source: ListSource
     item_indices: NDArray[np.int64]
     scores: NDArray[np.float32]
-    moment: int
+    moment: int | None = None
     ignored: tuple[int, ...] = ()
     explanations: tuple[Explanation, ...] | None = None
     ranker_failed: bool = False
@@ -80,20 +87,26 @@ class Recommender:
     ranker: Ranker | None = None
 
     @cached_property
+    def first_stage(self) -> FirstStage:
+        return FirstStage(self.model)
+
+    @cached_property
+    def titles(self) -> TitleSearch:
+        return TitleSearch(self.model.movies.titles(), self.first_stage.popularity)
+
+    @cached_property
     def _knowledge(self) -> Knowledge:
-        model = self.model
         return Knowledge(
-            als=model.als_config,
-            item_factors=np.asarray(model.factors.item_factors),  # still the map, less a subclass that is slow
-            popularity=model.popularity,
-            tables=model.ranker.tables if model.ranker else None,
-            min_rating=model.min_rating,
+            als=self.model.als_config,
+            item_factors=self.first_stage.item_factors,
+            popularity=self.first_stage.popularity,
+            tables=self.model.ranker.tables if self.model.ranker else None,
+            min_rating=self.model.min_rating,
         )
 
     @cached_property
-    def _histories(self) -> UserRows:
-        """The histories as plain arrays: views of the same maps, whose own class is slow to index."""
-        return UserRows(**{name: np.asarray(array) for name, array in vars(self.model.history).items()})
+    def _information(self) -> NDArray[np.float32]:
+        return information(self._knowledge.popularity)
 
     @cached_property
     def _learned_from_all(self) -> bool:
@@ -101,18 +114,15 @@ class Recommender:
         n_liked = np.count_nonzero(self.model.history.rating >= self.model.min_rating)
         return bool(n_liked == len(self.model.positives_items))
 
-    @cached_property
-    def _traits(self) -> Traits:
-        genres = sorted({genre for movie in self.model.movies for genre in movie.genres})
-        column = {genre: place for place, genre in enumerate(genres)}
-        has = np.zeros((len(self.model.movies), len(genres)), dtype=np.float32)
-        for row, movie in enumerate(self.model.movies):
-            has[row, [column[genre] for genre in movie.genres]] = 1
-        return Traits(information(self.model.popularity), has, self._knowledge.directions)
-
     def is_quick(self, options: ListOptions) -> bool:
         """Tell whether a list costs well under a millisecond: the first stage alone, without dials and reasons."""
-        return not (options.ranker and self.ranker) and options.dials.are_zero and not options.explain
+        is_first_alone = not (options.ranker and self.ranker) and options.dials.are_zero and not options.explain
+        is_small = self.model.index is None and self.first_stage.item_factors.size <= _QUICK_PRODUCT
+        return is_first_alone and is_small
+
+    def _is_plain(self, options: ListOptions) -> bool:
+        """Tell whether the first stage is all that was asked for, which excludes its standing in for the second."""
+        return not (options.ranker and self.model.ranker) and options.dials.are_zero and not options.explain
 
     def recommend(
         self,
@@ -139,24 +149,44 @@ class Recommender:
         ------
         UnknownUserError
             If the user has no rating in the training data.
+        UnknownGenreError
+            If the filter names a genre that no movie has.
         """
-        user = int(self.model.users.index(user_id))
+        user = self.model.users.index_of(user_id)
         if user == UNKNOWN:
             raise UnknownUserError(user_id, self.model.version)
         if history is not None:
             return self._answer(Query(history, int(time.time()) if moment is None else moment, user), k, options)
-        trained = self._histories.of(user)
-        moment = trained.next_moment if moment is None else moment
+        if self._is_plain(options):
+            return self._recommend_plainly(user, k, options.filter)
+        return self._recommend_known(user, k, options, moment)
+
+    def _recommend_known(self, user: int, k: int, options: ListOptions, moment: int | None = None) -> Ranking:
+        trained = self.first_stage.histories.of(user)
         stored = self.model.ranker
         query = Query(
             history=trained,
-            moment=moment,
+            moment=trained.next_moment if moment is None else moment,
             user_index=user,
-            recent_factor=self.model.factors.user_factors[user],
+            recent_factor=self.first_stage.user_factors[user],
             plain_factor=stored.plain_factors[user] if stored else None,
             learned=None if self._learned_from_all else self.model.positives_of(user),
         )
         return self._answer(query, k, options, source="als")
+
+    def recommend_many(self, user_ids: Sequence[int], k: int, options: ListOptions = PLAIN) -> list[Ranking | None]:
+        """Recommend to several users what ``recommend`` would, None to those who are unknown.
+
+        The first stage scores all of them by one product.
+        """
+        users = self.model.users.index(user_ids)
+        known = users[users != UNKNOWN]
+        if self._is_plain(options):
+            rankings = self._recommend_many_plainly(known, k, options.filter)
+        else:
+            rankings = [self._recommend_known(user, k, options) for user in known.tolist()]
+        following = iter(rankings)
+        return [None if user == UNKNOWN else next(following) for user in users.tolist()]
 
     def recommend_cold(self, liked: Sequence[int], k: int, options: ListOptions = PLAIN) -> Ranking:
         """Recommend to someone who is not in the training data, from movies that they like.
@@ -180,6 +210,51 @@ class Recommender:
         history = History(seeds, np.full(n, middle, dtype=np.float32), np.full(n, int(last), dtype=np.int64))
         return self._answer(Query(history, int(last + gap)), k, options, ignored=ignored)
 
+    def similar(self, movie_id: int, k: int, options: ListOptions = PLAIN) -> Ranking:
+        """List the movies that the same people like: those whose factors have the largest cosine to this one's.
+
+        Empty for a movie whose factor is zero. Of the options only filter, novelty and diversity mean something here.
+
+        Raises
+        ------
+        UnknownMovieError
+            If the catalogue does not hold the movie.
+        """
+        n = k if options.dials.are_zero else max(k, POOL)
+        found = self.first_stage.similar(self.item_of(movie_id), n, options.filter)
+        return Ranking("als", *self._turn(*found, k, options.dials))
+
+    def popular(self, k: int, options: ListOptions = PLAIN) -> Ranking:
+        """List the movies with the most positives; of the options filter, novelty and diversity mean something here."""
+        n = k if options.dials.are_zero else max(k, POOL)
+        found = self.first_stage.most_popular(n, _NONE, self.first_stage.allowed(options.filter))
+        return Ranking("popular", *self._turn(*found, k, options.dials))
+
+    def item_of(self, movie_id: int) -> int:
+        """Return the item index of a movie; UnknownMovieError if the catalogue does not hold it."""
+        item = self.model.items.index_of(movie_id)
+        if item == UNKNOWN:
+            raise UnknownMovieError(movie_id)
+        return item
+
+    def _recommend_plainly(self, user: int, k: int, wanted: Filter) -> Ranking:
+        """Recommend to a known user by the first stage alone."""
+        first = self.first_stage
+        if first.has_positives(user):
+            return Ranking("als", *first.best_of_user(user, k, wanted))
+        seen = first.histories.of(user).item_index
+        return Ranking("popular", *first.most_popular(k, seen, first.allowed(wanted)))
+
+    def _recommend_many_plainly(self, users: NDArray[np.int64], k: int, wanted: Filter) -> list[Ranking]:
+        """Recommend to known users by the first stage alone, all at once."""
+        if len(users) == 1:
+            return [self._recommend_plainly(int(users[0]), k, wanted)]
+        first = self.first_stage
+        rankings = [Ranking("als", *listed) for listed in first.best_of_known(users, k, wanted)]
+        for place in np.flatnonzero(~first.has_positives(users)).tolist():
+            rankings[place] = self._recommend_plainly(int(users[place]), k, wanted)
+        return rankings
+
     def _answer(
         self,
         query: Query,
@@ -189,7 +264,7 @@ class Recommender:
         ignored: tuple[int, ...] = (),
     ) -> Ranking:
         """Let the second stage answer if it is wanted and can, else the first, else popularity; then turn the dials."""
-        context = Context(self._knowledge, query)
+        context = Context(self._knowledge, replace(query, allowed=self.first_stage.allowed(options.filter)))
         ranked, failed = None, False
         if options.ranker and self.model.ranker and len(context.liked):
             ranked = self._rank(context)
@@ -199,8 +274,11 @@ class Recommender:
             items, scores = ranked
         else:
             found = source if len(context.liked) else "popular"
-            items, scores = self._first_stage(context, k if options.dials.are_zero else max(k, POOL))
-        items, scores = self._turn(context, items, scores, k, options.dials)
+            items, scores = self._first_stage(context, k if options.dials.are_zero else max(k, POOL), options.filter)
+        mix = None
+        if options.dials.calibrate:
+            mix = genre_mix(self.model.movies.genres_of(context.liked.item_index), context.confidence)
+        items, scores = self._turn(items, scores, k, options.dials, mix)
         explanations = None
         if options.explain:
             try:
@@ -209,9 +287,10 @@ class Recommender:
             except Exception:
                 failed = self._log_failure()
                 explanations = tuple(explain(context, items, self.model.movies, None))
-        return Ranking(found, items, scores, query.moment, ignored, explanations, failed)
+        moment = query.moment if found == "ranker" else None
+        return Ranking(found, items, scores, moment, ignored, explanations, failed)
 
-    def _rank(self, context: Context) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    def _rank(self, context: Context) -> Listed | None:
         """Return the second stage's list, None if it fails: whatever goes wrong there must not cost the answer."""
         try:
             if self.ranker is None:
@@ -225,27 +304,29 @@ class Recommender:
         log.exception("The second stage of %s failed; the first one answers", self.model.version)
         return True
 
-    def _first_stage(self, context: Context, n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def _first_stage(self, context: Context, n: int, wanted: Filter) -> Listed:
         """Return the ``n`` best by ALS, by popularity without positives; fewer where fewer are left."""
-        if len(context.liked):
-            scores = context.als_scores
-        else:
-            scores = self.model.popularity.copy()  # shared
-            scores[context.query.history.item_index] = EXCLUDED
-        items = top_k(scores[None, :], n)[0]
-        items = items[items != PADDING]
-        return items, scores[items]
+        first = self.first_stage
+        out, allowed = np.append(context.query.history.item_index, first.excluded(wanted)), first.of_kind(wanted)
+        if not len(context.liked):
+            return first.most_popular(n, out, allowed)
+        return first.best(context.user_factor, n, out, allowed)
 
     def _turn(
-        self, context: Context, items: NDArray[np.int64], scores: NDArray[np.float32], k: int, dials: Dials
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        self,
+        items: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        k: int,
+        dials: Dials,
+        mix: NDArray[np.floating] | None = None,
+    ) -> Listed:
         """Choose the ``k`` that the dials want."""
         if dials.are_zero:
             return items[:k], scores[:k]
-        mix = genre_mix(self._traits.genres[context.liked.item_index], context.confidence)
-        chosen = rerank(items, scores, k, dials, self._traits, mix)
-        by_item = np.argsort(items)
-        return chosen, scores[by_item[np.searchsorted(items, chosen, sorter=by_item)]]
+        genres, directions = self.model.movies.genres_of(items), self._knowledge.directions(items)
+        traits = Traits(self._information[items], genres, directions)
+        chosen = rerank(np.arange(len(items)), scores, k, dials, traits, mix)
+        return items[chosen], scores[chosen]
 
 
 def load_recommender(model: LoadedModel, *, strict: bool = False) -> Recommender:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
-from app.recommender import ListSource
+from app.filters import Filter
+from app.recommender import ListOptions, ListSource
+from app.rerank import Dials
+
+MAX_ID = 2**63 - 1
+MAX_EXCLUDED, MAX_GENRES = 1_000, 20
+MAX_K, MAX_BATCH = 100, 1_000
+MAX_YEAR = 9999
 
 _TOY_STORY = {
     "movie_id": 1,
@@ -51,16 +59,26 @@ class Because(BaseModel):
     )
 
 
-class MovieResult(BaseModel):
-    """One movie of a list."""
-
-    model_config = _example(**_TOY_STORY)
+class ListedMovie(BaseModel):
+    """One movie."""
 
     movie_id: int
     title: str
     genres: list[str] = Field(description="Empty where MovieLens lists none.")
     year: int | None = Field(description="From the title; null where it has none.")
+
+
+class FoundMovie(ListedMovie):
+    """One movie of a list."""
+
+    model_config = _example(**_TOY_STORY)
+
     score: float = Field(description="Compares movies within one list; lists of different sources are not comparable.")
+
+
+class MovieResult(FoundMovie):
+    """One recommended movie."""
+
     because: list[Because] = Field(
         default=[], description="Only with explain=true: the liked movies that contributed most, the most first."
     )
@@ -78,17 +96,50 @@ class _ForLiked(BaseModel):
     ignored: list[int] = Field(description="Ids of the request that are not in the catalogue.")
 
 
-class RecommendationList(BaseModel):
-    """What every list of recommendations says about itself."""
+class _ForMovie(BaseModel):
+    movie_id: int
+
+
+class _ForText(BaseModel):
+    query: str
+
+
+class MovieList(BaseModel):
+    """What every list says about itself."""
 
     k: int = Field(description="How many movies were asked for.")
-    n_results: int = Field(description="How many there are: fewer than k where fewer are left to recommend.")
+    n_results: int = Field(description="How many there are: fewer than k where fewer are left.")
     version: str = Field(description="The model version that answered.")
+
+
+class FoundMovies(MovieList, _ForText):  # pydantic puts the fields of the last base first
+    """Movies found by title; a score of 1 is a title that matches exactly."""
+
+    results: list[FoundMovie]
+
+
+class SimilarMovies(MovieList, _ForMovie):
+    """Movies that the same people like."""
+
+    source: ListSource = Field(description="What ordered the list.")
+    results: list[FoundMovie]
+
+
+class PopularMovies(MovieList):
+    """The movies with the most positives."""
+
+    source: ListSource = Field(description="What ordered the list.")
+    results: list[FoundMovie]
+
+
+class RecommendationList(MovieList):
+    """Movies recommended to somebody."""
+
     source: ListSource = Field(description="What ordered the list.")
     results: list[MovieResult]
 
 
-class UserRecommendations(RecommendationList, _ForUser):  # pydantic puts the fields of the last base first
+class UserRecommendations(RecommendationList, _ForUser):
     """Recommendations for a user of the training data."""
 
     model_config = _example(user_id=1, k=1, n_results=1, version=_VERSION, source="als", results=[_TOY_STORY])
@@ -100,6 +151,97 @@ class ColdRecommendations(RecommendationList, _ForLiked):
     model_config = _example(
         liked=[2, 3], ignored=[999999], k=1, n_results=1, version=_VERSION, source="fold_in", results=[_TOY_STORY]
     )
+
+
+_StrictId = Annotated[int, Field(strict=True, ge=1, le=MAX_ID, json_schema_extra={"format": "int64"})]
+_StrictYear = Annotated[int, Field(strict=True, ge=1, le=MAX_YEAR)]
+_StrictDial = Annotated[float, Field(strict=True, ge=0, le=1)]
+
+
+class BatchRequest(BaseModel):
+    """Many users at once; the options are those of `/recommend`."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, json_schema_extra={"example": {"user_ids": [1, 2, 999999], "k": 3}}
+    )
+
+    user_ids: list[_StrictId] = Field(min_length=1, max_length=MAX_BATCH, description="Repetitions are answered, too.")
+    k: int = Field(10, strict=True, ge=1, le=MAX_K, description="How many movies to list for each.")
+    genre: list[str] = Field([], max_length=MAX_GENRES)
+    year_min: _StrictYear | SkipJsonSchema[None] = None
+    year_max: _StrictYear | SkipJsonSchema[None] = None
+    exclude: list[_StrictId] = Field([], max_length=MAX_EXCLUDED)
+    novelty: _StrictDial = 0.0
+    diversity: _StrictDial = 0.0
+    calibrate: _StrictDial = 0.0
+    explain: bool = Field(False, strict=True)
+    ranker: bool = Field(True, strict=True)
+
+    @field_validator("year_max")
+    @classmethod
+    def _is_not_before_year_min(cls, year_max: int | None, others: ValidationInfo) -> int | None:
+        year_min = others.data.get("year_min")
+        if year_min and year_max and year_min > year_max:
+            raise ValueError(f"expected a year from year_min, {year_min}, on, got {year_max}")
+        return year_max
+
+    def options(self) -> ListOptions:
+        """Return what is wished of each list."""
+        wanted = Filter(tuple(self.genre), self.year_min, self.year_max, tuple(self.exclude))
+        dials = Dials(self.novelty, self.diversity, self.calibrate)
+        return ListOptions(self.ranker, dials, self.explain, wanted)
+
+
+class BatchEntry(BaseModel):
+    """One user's list; an unknown user has an `error` instead of a `source`."""
+
+    user_id: int
+    source: ListSource | None = Field(default=None, description="What ordered the list.")
+    error: Literal["unknown_user"] | None = None
+    results: list[MovieResult]
+
+
+class BatchRecommendations(BaseModel):
+    """Lists in the order in which their users were named."""
+
+    model_config = _example(
+        k=1,
+        version=_VERSION,
+        results=[
+            {"user_id": 1, "source": "als", "results": [_TOY_STORY]},
+            {"user_id": 999999, "error": "unknown_user", "results": []},
+        ],
+    )
+
+    k: int
+    version: str
+    results: list[BatchEntry]
+
+
+class MovieDetails(ListedMovie):
+    """Everything that is known of a movie."""
+
+    imdb_id: str | None
+    tmdb_id: str | None
+    n_positives: int = Field(description="How many users like it: ratings of 4 or more.")
+    version: str = Field(description="The model version that answered.")
+
+
+class GenreShare(BaseModel):
+    """A genre's part in what somebody likes."""
+
+    genre: str
+    share: float
+
+
+class UserProfile(_ForUser):
+    """What is known of a user, of the movies in the catalogue."""
+
+    version: str = Field(description="The model version that answered.")
+    n_ratings: int
+    n_liked: int = Field(description="How many of them are positives: ratings of 4 or more.")
+    liked: list[ListedMovie] = Field(description="The last ten that they like, the newest first.")
+    favourite_genres: list[GenreShare] = Field(description="The five with the largest shares.")
 
 
 class ReloadProblem(BaseModel):
@@ -121,6 +263,7 @@ class Health(BaseModel):
         trained_at="2026-11-23T10:15:00+00:00",
         dataset="ml-latest-small",
         ranker=True,
+        index="exact",
         dials={"diversity": {"0.3": -0.007}},
         reload_error={  # shown although it is rare: a null would not be
             "reason": "artifacts/versions/20261124T101500Z-5e6f7a8b/als.npz: is missing; expected 3537920 bytes, …",
@@ -136,6 +279,7 @@ class Health(BaseModel):
     trained_at: str
     dataset: str = Field(description='Name of the training data; "synthetic" means that no recommendation is real.')
     ranker: bool = Field(description="Whether a second stage orders the lists.")
+    index: str = Field(description='What finds the best movies of all: "exact", or the index of a large catalogue.')
     dials: dict[str, dict[str, float]] = Field(
         description="What NDCG@10 of the held-out run changes by with a dial at a setting; empty if not measured."
     )

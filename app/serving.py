@@ -30,6 +30,7 @@ log = logging.getLogger("uvicorn.error")
 
 _WARM_UP = (ListOptions(), ListOptions(ranker=False), ListOptions(dials=Dials(0.1, 0.1, 0.1), explain=True))
 _N_LIKED = 3  # movies that the warm-up folds in
+_FEW_TITLES = 100_000  # are read in a second; more, when somebody first looks for one
 _RETRY_SECONDS = 300.0  # what was refused for want of memory, say, is intact and will not change
 
 
@@ -152,11 +153,13 @@ class Serving:
 
     def _show(self, served: Served) -> None:
         before, self.now = self.now, served
+        model = served.recommender.model if served.recommender else None
         self._telemetry.show_serving(
-            served.recommender.model.version if served.recommender else None, failing=served.error is not None
+            model.version if model else None,
+            failing=served.error is not None,
+            trained_at=model.manifest["trained_at"] if model else None,
         )
-        if served.recommender and served.recommender is not before.recommender:
-            model = served.recommender.model
+        if model and served.recommender is not before.recommender:
             n_users, n_items, dataset = len(model.users), len(model.items), model.manifest["dataset"]
             log.info("Serving %s: %s users, %s movies, trained on %s", model.version, n_users, n_items, dataset)
 
@@ -209,6 +212,9 @@ def _warm_up(recommender: Recommender) -> None:
             if answer.ranker_failed and recommender.ranker:
                 raise RuntimeError("its second stage failed")
         recommender.recommend_cold(liked, 10, options)
+    recommender.similar(liked[0], 10)
+    if len(recommender.model.items) <= _FEW_TITLES:
+        recommender.titles.search("the", 1)
 
 
 def _reason_of(error: Exception) -> str:

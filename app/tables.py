@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from app.core import UNKNOWN, IdMap
-from app.history import UserRows
+from app.history import UserRows, entries_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,10 +48,7 @@ class Ragged:
 
     def gather(self, rows: NDArray[np.integer]) -> Entries:
         """Return the entries of some rows: the place in ``rows`` of each, its column, its value."""
-        starts, stops = self.indptr[rows], self.indptr[rows + 1]
-        lengths = stops - starts
-        place = np.repeat(np.arange(len(rows)), lengths)
-        entry = np.arange(len(place)) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+        place, entry = entries_of(self.indptr, rows)
         return place, self.index[entry], self.value[entry]
 
 
@@ -150,7 +147,7 @@ def build_tables(
         ``Dataset.tags``, those that may be counted.
     """
     movies = movies.set_index("movie_id").reindex(items.ids)
-    genres = movies["genres"].fillna("").str.get_dummies("|")
+    genres = movies["genres"].fillna("").astype(object).str.get_dummies("|")
     n_items = len(items)
     newest = _newest(history)
     counts, pairs = np.bincount(newest.item_index, minlength=n_items), _neighbours(newest, n_items)

@@ -19,10 +19,11 @@ import pandas as pd
 from fastapi import FastAPI
 
 from app.als import AlsConfig, Factors, confidence, learn
-from app.artifacts import MANIFEST, LoadedModel, Movie, TrainedModel, content_digest
+from app.artifacts import MANIFEST, LoadedModel, TrainedModel, content_digest
 from app.core import Dataset, IdMap, build_positives, clean, positives
 from app.datasets.synthetic import synthesize
 from app.history import build_history
+from app.movies import Movie, build_movies
 from app.ranker import RankerConfig
 from app.second_stage import Learner, served_ranker
 
@@ -166,18 +167,20 @@ def in_memory(model: TrainedModel) -> LoadedModel:
         positives_indptr=model.confidence.indptr,
         positives_items=model.confidence.indices,
         history=model.history,
-        movies=tuple(
-            Movie(
-                movie_id=row.movie_id,
-                title=row.title,
-                genres=tuple(row.genres.split("|")) if row.genres else (),
-                year=None if pd.isna(row.year) else row.year,
-                imdb_id=row.imdb_id,
-                tmdb_id=row.tmdb_id,
-            )
-            for row in rows
+        movies=build_movies(
+            (
+                Movie(
+                    movie_id=row.movie_id,
+                    title=row.title,
+                    genres=tuple(row.genres.split("|")) if row.genres else (),
+                    year=None if pd.isna(row.year) else row.year,
+                    imdb_id=row.imdb_id,
+                    tmdb_id=row.tmdb_id,
+                )
+                for row in rows
+            ),
+            np.bincount(model.confidence.indices, minlength=len(model.items)).astype(np.float32),
         ),
-        popularity=np.bincount(model.confidence.indices, minlength=len(model.items)).astype(np.float32),
         min_rating=model.config["min_rating"],
         metrics=model.metrics,
         ranker=model.ranker,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 
 from app.artifacts import (
     MANIFEST,
+    MOVIE_ARRAYS,
+    MOVIE_MAP,
     REQUIRED_FILES,
     LoadedModel,
     content_digest,
@@ -52,7 +55,9 @@ def test_arrays_and_settings_survive(version: Path) -> None:
         assert_identical(getattr(loaded.factors, name), getattr(saved.factors, name))
     for name in ("indptr", "item_index", "rating", "timestamp"):
         assert_identical(getattr(loaded.history, name), getattr(saved.history, name))
-    for name in ("positives_indptr", "positives_items", "popularity"):
+    for name, array in in_memory(make_model()).movies.to_arrays().items():
+        assert_identical(getattr(loaded.movies, name), array)
+    for name in ("positives_indptr", "positives_items"):
         assert_identical(getattr(loaded, name), getattr(saved, name))
     assert_identical(loaded.users.ids, saved.users.ids)
     assert_identical(loaded.items.ids, saved.items.ids)
@@ -69,13 +74,18 @@ def assert_identical(found: np.ndarray, expected: np.ndarray) -> None:
 
 def test_movies_survive_with_commas_quotes_accents_and_gaps(version: Path) -> None:
     loaded = load_version(version)
-    assert loaded.movies == in_memory(make_model()).movies
     found = {movie.movie_id: movie for movie in loaded.movies}
     assert [*found] == [1, 2, 3, 5, 10, BIG_MOVIE]
     for movie_id, (title, genres, year, imdb_id, tmdb_id) in MOVIES.items():
         movie = found[movie_id]
         assert (movie.title, movie.year, movie.imdb_id, movie.tmdb_id) == (title, year, imdb_id, tmdb_id)
         assert movie.genres == (tuple(genres.split("|")) if genres else ())
+
+
+def test_a_version_without_mapped_movies_has_the_same_from_its_table(version: Path, tmp_path: Path) -> None:
+    found = load_version(forge(version, tmp_path, of_an_earlier_release)).movies
+    for name, array in load_version(version).movies.to_arrays().items():
+        assert_identical(getattr(found, name), array)
 
 
 def test_the_factors_are_mapped_not_copied(version: Path) -> None:
@@ -200,10 +210,18 @@ class Intruder:
         return (Path.touch, (self.trace,))
 
 
-@pytest.mark.parametrize("name", sorted({*REQUIRED_FILES} - {"metrics.json"}))  # which is not loaded at all
+@pytest.mark.parametrize(
+    "name", sorted({*REQUIRED_FILES, MOVIE_ARRAYS} - {"metrics.json"})
+)  # which is not loaded at all
 def test_a_pickle_with_right_checksums_is_refused_and_not_run(version: Path, tmp_path: Path, name: str) -> None:
     trace = tmp_path / "trace"
-    forged = forge(version, tmp_path, lambda folder: (folder / name).write_bytes(pickle.dumps(Intruder(trace))))
+
+    def change(folder: Path) -> None:
+        if name == MOVIE_MAP:
+            (folder / MOVIE_ARRAYS).unlink()  # else the table is not loaded either
+        (folder / name).write_bytes(pickle.dumps(Intruder(trace)))
+
+    forged = forge(version, tmp_path, change)
     with pytest.raises(ArtifactError, match=r"train_als\.py"):
         load_version(forged)
     assert not trace.exists()
@@ -247,11 +265,33 @@ def edit_config(**als: Any) -> Callable[[Path], None]:
     return change
 
 
+def of_an_earlier_release(folder: Path) -> None:
+    """Leave the table of movies alone, as versions had it before there was ``movies.npz``."""
+    (folder / MOVIE_ARRAYS).unlink()
+
+
 def edit_text(name: str, old: str, new: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
+        if name == MOVIE_MAP:
+            of_an_earlier_release(folder)
         text = (folder / name).read_text(encoding="utf-8")
         assert old in text
         (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return change
+
+
+def overwrite_movie_map(content: bytes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        of_an_earlier_release(folder)
+        (folder / MOVIE_MAP).write_bytes(content)
+
+    return change
+
+
+def without_array(name: str, array: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        write_npz(folder / name, {key: np.array(each) for key, each in map_npz(folder / name).items() if key != array})
 
     return change
 
@@ -295,7 +335,7 @@ FORGERIES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "ids in float64": ("users.npy", edit_ids("users.npy", lambda ids: ids.astype(np.float64))),
     "ids in two dimensions": ("users.npy", edit_ids("users.npy", lambda ids: ids[:, None])),
     "an npz as ids": ("users.npy", not_npy),
-    "other item ids": ("movie_map.csv", edit_ids("items.npy", lambda ids: ids + 1)),
+    "other item ids": (MOVIE_ARRAYS, edit_ids("items.npy", lambda ids: ids + 1)),
     "positive item too high": (X, edit_npz(X, indices=replaced(6))),
     "positive item below 0": (X, edit_npz(X, indices=replaced(-1))),
     "positive items in float32": (X, edit_npz(X, indices=lambda a: a.astype(np.float32))),
@@ -320,8 +360,18 @@ FORGERIES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a cell too few": ("movie_map.csv", edit_text("movie_map.csv", ",2000,", "2000,")),
     "an open quote": ("movie_map.csv", edit_text("movie_map.csv", ",NA,", ',"NA,')),
     "popularity is NaN": ("movie_map.csv", edit_text("movie_map.csv", ",1\n", ",nan\n")),
-    "movies in Latin-1": ("movie_map.csv", lambda folder: (folder / "movie_map.csv").write_bytes(b"movie_id\n\xe9")),
-    "no movies": ("movie_map.csv", lambda folder: (folder / "movie_map.csv").write_bytes(b"")),
+    "movies in Latin-1": (MOVIE_MAP, overwrite_movie_map(b"movie_id\n\xe9")),
+    "no movies": (MOVIE_MAP, overwrite_movie_map(b"")),
+    "a card that is no JSON": (MOVIE_ARRAYS, edit_npz(MOVIE_ARRAYS, cards=replaced(0, at=5))),
+    "a card of another movie": (MOVIE_ARRAYS, edit_npz(MOVIE_ARRAYS, cards=replaced(ord("7"), at=len('"movie_id":')))),
+    "links that are no JSON": (MOVIE_ARRAYS, edit_npz(MOVIE_ARRAYS, links=replaced(0))),
+    "cards that end elsewhere": (MOVIE_ARRAYS, edit_npz(MOVIE_ARRAYS, card_ends=replaced(9, at=1))),
+    "cards that go back": (MOVIE_ARRAYS, edit_npz(MOVIE_ARRAYS, card_ends=replaced(2**40, at=1))),
+    "a genre too many": (MOVIE_ARRAYS, edit_npz(MOVIE_ARRAYS, genre_index=replaced(99))),
+    "a genre before the first": (MOVIE_ARRAYS, edit_npz(MOVIE_ARRAYS, genre_index=replaced(-1))),
+    "a year too few": (MOVIE_ARRAYS, edit_npz(MOVIE_ARRAYS, years=lambda years: years[1:])),
+    "a popularity that is no number": (MOVIE_ARRAYS, edit_npz(MOVIE_ARRAYS, popularity=replaced(math.nan))),
+    "no genres at all": ("", without_array(MOVIE_ARRAYS, "genre_names")),
     "config is a list": ("config.json", lambda folder: (folder / "config.json").write_text("[]")),
     "config is no JSON": ("config.json", lambda folder: (folder / "config.json").write_text("{")),
     "no ALS config": ("", lambda folder: (folder / "config.json").write_text("{}")),

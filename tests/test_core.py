@@ -378,6 +378,25 @@ def test_index_of_an_id_leads_back_to_the_id_and_of_a_stranger_to_minus_one(held
         assert ids.ids[index] == id_ if id_ in set(held) else index == UNKNOWN
 
 
+@given(st.lists(INT64), st.lists(INT64))
+def test_one_id_has_the_index_that_it_has_among_many(held: list[int], asked: list[int]) -> None:
+    ids = IdMap.of(held)
+    near = [id_ + step for id_ in held for step in (-1, 1) if -(2**63) <= id_ + step < 2**63]
+    for id_ in (*held, *asked, *near):
+        found = ids.index_of(id_)
+        assert found == ids.index([id_]).tolist()[0]
+        assert type(found) is int
+
+
+@pytest.mark.parametrize("id_", [2**63, -(2**63) - 1, 10**30])
+def test_id_beyond_64_bits_is_no_id_and_never_another_one(id_: int) -> None:
+    for ids in (IdMap.of([1, 2**63 - 1]), IdMap.of([])):
+        with pytest.raises(OverflowError):
+            ids.index_of(id_)
+        with pytest.raises(OverflowError):
+            ids.index([id_])
+
+
 def test_ids_of_64_bits_do_not_collide() -> None:
     ids = IdMap.of([2**63 - 1, 2**53, 2**53 + 1, 1])  # 2⁵³ and 2⁵³ + 1 are one number as float64
     assert ids.index([1, 2**53, 2**53 + 1, 2**63 - 1, 2**53 + 2]).tolist() == [0, 1, 2, 3, UNKNOWN]
@@ -387,6 +406,7 @@ def test_empty_map_knows_nobody() -> None:
     ids = IdMap.of([])
     assert len(ids) == 0
     assert ids.index([1, 2]).tolist() == [UNKNOWN, UNKNOWN]
+    assert ids.index_of(1) == UNKNOWN
 
 
 def test_one_id_can_be_asked_without_a_list() -> None:

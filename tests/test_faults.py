@@ -361,7 +361,7 @@ FORGED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "NaN": (lambda folder: rewrite_npz(folder / "als.npz", item_factors=not_a_number), "als.npz", "NaN or infinity"),
     "ids that repeat": (repeat_first, "users.npy", "strictly rising"),
     "pickle": (lambda folder: pickled(folder / "items.npy", "pickle"), "items.npy", "strictly rising"),
-    "npy of pickles": (lambda folder: pickled(folder / "items.npy", "npy"), "items.npy", "Object arrays"),
+    "npy of pickles": (lambda folder: pickled(folder / "items.npy", "npy"), "items.npy", "Python objects"),
     "npz of pickles": (lambda folder: pickled(folder / "history.npz", "npz"), "history.npz", "pickled objects"),
     "unknown format": (lambda folder: edit_manifest(folder, format_version="2"), MANIFEST, "format_version is '2'"),
 }

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app import core
 from app.core import MIN_RATING, IdMap, Positives, build_positives
 from app.datasets.movielens import read_movielens
-from app.history import History, UserRows, build_history, positives_of
+from app.history import History, UserRows, build_history, entries_of, positives_of
 from tests.tasks import frame
 
 # User 30 rated nothing of the catalogue, and is in the middle; 99 is no movie of it, and user 77 is unknown.
@@ -96,6 +96,25 @@ def test_arrays_have_the_types_that_are_promised() -> None:
     types = (history.indptr, history.item_index, history.rating, history.timestamp)
     assert [array.dtype for array in types] == [np.int64, np.int32, np.float32, np.int64]
     assert history.where(history.rating > 4).indptr.dtype == np.int64
+
+
+def test_rated_by_some_users_are_pairs_in_the_order_of_the_users() -> None:
+    history = build_history(RATINGS, USERS, ITEMS)
+    place, item = history.rated_by(np.array([3, 2, 0, 3]))
+    assert place.tolist() == [0, 0, 2, 2, 2, 3, 3]
+    assert item.tolist() == [1, 3, 0, 3, 2, 1, 3]
+    for nobody in ([], [2], [2, 2]):
+        assert [side.tolist() for side in history.rated_by(np.array(nobody, dtype=np.int64))] == [[], []]
+
+
+@given(st.lists(st.integers(0, 4), max_size=8), st.data(), st.sampled_from([np.int32, np.int64]))
+def test_entries_of_rows_are_those_of_a_loop(lengths: list[int], data: st.DataObject, dtype: type[np.integer]) -> None:
+    indptr = np.cumsum([0, *lengths]).astype(dtype)
+    rows = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=8)) if lengths else []
+    place, entry = entries_of(indptr, np.array(rows, dtype=dtype))
+    expected = [(at, each) for at, row in enumerate(rows) for each in range(indptr[row], indptr[row + 1])]
+    assert list(zip(place.tolist(), entry.tolist(), strict=True)) == expected
+    assert np.arange(indptr[-1])[entry].tolist() == entry.tolist()  # whole numbers, also where there are none
 
 
 def test_every_entry_knows_whose_it_is() -> None:

@@ -53,7 +53,7 @@ def test_options_that_readme_names_exist() -> None:
         "--help",
         "--seed",
     }
-    of_other_programs = {"--workers", "--rm", "--rounds", "--seeds", "--stage"}
+    of_other_programs = {"--workers", "--rm", "--rounds", "--seeds", "--stage", "--log-level", "--log-config"}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) - of_other_programs <= known
 
 

@@ -16,12 +16,13 @@ import pytest
 
 from app import core, tables
 from app.als import AlsConfig, confidence, learn
-from app.artifacts import LoadedModel, Movie, TrainedModel
+from app.artifacts import LoadedModel, TrainedModel
 from app.candidates import Context, Knowledge, Query
 from app.core import Dataset, build_positives, positives
 from app.datasets.movielens import read_movielens
 from app.features import FEATURES
 from app.history import History
+from app.movies import Movie, Movies, build_movies
 from app.ranker import Ranker
 from app.reasons import N_BECAUSE, N_REASONS, explain
 from app.recommender import ListOptions, Recommender
@@ -98,7 +99,8 @@ def test_the_largest_parts_of_a_users_score_are_named_and_all_add_up_to_it(
     times = dict(zip(liked["item"], liked["timestamp"], strict=True))
     n_later = {item: sum(other > time for other in times.values()) for item, time in times.items()}
     ranking = recommender.recommend(user_id, 8, options)
-    scores = model.factors.item_factors @ model.factors.user_factors[int(model.users.index(user_id))]
+    factor = model.factors.user_factors[int(model.users.index(user_id))].astype(np.float64)
+    scores = (model.factors.item_factors.astype(np.float64) @ factor).astype(np.float32)
     if not options.ranker:
         assert ranking.source == "als"
         np.testing.assert_array_equal(ranking.scores, scores[ranking.item_indices])
@@ -161,7 +163,7 @@ class Truth:
     """
 
     ratings: pd.DataFrame
-    movies: Sequence[Movie]
+    movies: Movies
     knowledge: Knowledge
     n_together: int = tables.N_TOGETHER  # that the tables keep of each movie
 
@@ -319,7 +321,7 @@ class SeesOnly:
         return np.tile(self.weights, (len(matrix), 1))
 
 
-def said_about(context: Context, items: np.ndarray, movies: Sequence[Movie], **weights: float) -> list[tuple[str, ...]]:
+def said_about(context: Context, items: np.ndarray, movies: Movies, **weights: float) -> list[tuple[str, ...]]:
     return [why.reasons for why in explain(context, items, movies, SeesOnly(**weights))]  # type: ignore[arg-type]
 
 
@@ -452,12 +454,13 @@ def say(world: World, item: int, feature: str) -> tuple[str, ...]:
     return said
 
 
-def in_memory_movies(world: World) -> list[Movie]:
+def in_memory_movies(world: World) -> Movies:
     rows = world.movies.set_index("movie_id").loc[world.items.ids.tolist()]
-    return [
+    movies = [
         Movie(movie_id, row.title, tuple(filter(None, row.genres.split("|"))), int(row.year), "", "")
         for movie_id, row in zip(world.items.ids.tolist(), rows.itertuples(), strict=True)
     ]
+    return build_movies(movies, np.zeros(len(movies), dtype=np.float32))
 
 
 def small_world(*rows: tuple[int, int, float, int]) -> World:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from app.artifacts import MANIFEST, REQUIRED_FILES, load_version
+from app.artifacts import MANIFEST, MOVIE_ARRAYS, REQUIRED_FILES, load_version
 from app.errors import ArtifactError, NoModelError, UnwritableError, VersionRefusedError
 from app.registry import (
     CURRENT,
@@ -91,7 +91,7 @@ def test_published_files_cannot_be_written(folder: Path) -> None:
     published = publish(folder, OLD)
     files = [path for path in published.folder.rglob("*") if path.is_file()]
     names = {path.relative_to(published.folder).as_posix() for path in files}
-    assert names == {*REQUIRED_FILES, *OLD.documents, MANIFEST}
+    assert names == {*REQUIRED_FILES, MOVIE_ARRAYS, *OLD.documents, MANIFEST}
     assert {path.stat().st_mode & 0o777 for path in files} == {0o444}
     assert published.folder.stat().st_mode & 0o055 == 0o055  # others may read it
 

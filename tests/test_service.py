@@ -153,7 +153,7 @@ def test_an_unknown_user_is_told_about_cold_start(get: Get, artifacts_dir: Path)
 def test_health_describes_the_model(get: Get, artifacts_dir: Path) -> None:
     answer = get("/health").json()
     first = ["status", "model", "n_users", "n_items", "version", "trained_at", "dataset"]
-    assert list(answer) == [*first, "ranker", "dials", "reload_error"]
+    assert list(answer) == [*first, "ranker", "index", "dials", "reload_error"]
     model = load_current(artifacts_dir)
     assert answer == {
         "status": "ok",
@@ -164,6 +164,7 @@ def test_health_describes_the_model(get: Get, artifacts_dir: Path) -> None:
         "trained_at": model.manifest["trained_at"],
         "dataset": "hand-made",
         "ranker": False,
+        "index": "exact",
         "dials": {},
         "reload_error": None,
     }
@@ -273,7 +274,9 @@ def test_an_unknown_path_is_a_problem(get: Get) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-@pytest.mark.parametrize("path", ["/recommend?user_id=1", "/recommend_cold", "/health", "/livez", "/readyz"])
+@pytest.mark.parametrize(
+    "path", ["/recommend?user_id=1", "/recommend_cold", "/movies/1", "/users/1", "/health", "/livez", "/readyz"]
+)
 def test_another_method_is_a_problem_that_keeps_allow(get: Get, method: str, path: str) -> None:
     response = get(path, method)
     assert_problem(response, 405)
@@ -282,7 +285,10 @@ def test_another_method_is_a_problem_that_keeps_allow(get: Get, method: str, pat
 
 # --- without a model, and with faults
 
-MODEL_URLS = ("/health", "/readyz", "/recommend?user_id=1", "/recommend_cold?liked=1", "/recommend_cold")
+MODEL_URLS = (
+    *("/health", "/readyz", "/recommend?user_id=1", "/recommend_cold?liked=1", "/recommend_cold"),
+    *("/similar?movie_id=1", "/popular", "/movies?query=toy", "/movies/1", "/users/1"),
+)
 
 
 def test_without_a_model_the_service_starts_and_says_how_to_make_one(tmp_path: Path) -> None:
@@ -332,17 +338,26 @@ def test_with_a_damaged_model_the_service_starts_and_says_what_is_wrong(tmp_path
 
 def test_a_fault_tells_nothing_about_our_insides(artifacts_dir: Path) -> None:
     class Broken(Recommender):
-        def recommend(self, user_id: int, k: int) -> Any:
-            raise RuntimeError(f"secret {user_id} {k}")
+        def recommend_many(self, *args: object) -> Any:
+            raise RuntimeError(f"secret {args}")
+
+        def recommend(self, *args: object) -> Any:
+            raise RuntimeError(f"secret {args}")
 
     app = create_app(Settings(artifacts_dir=artifacts_dir))
     with serve(app) as get:
         app.state.serving.now = Served(Broken(load_current(artifacts_dir)))
-        response = get("/recommend?user_id=1")
-        problem = assert_problem(response, 500)
-        assert "secret" not in response.text
-        assert "RuntimeError" not in response.text
-        assert "log" in problem["detail"]
+        batch = {"user_ids": [1]}
+        for response in (
+            get("/recommend?user_id=1"),  # together with others, on the event loop
+            get("/recommend?user_id=1&year_min=1"),  # alone, on the event loop
+            get("/recommend?user_id=1&explain=true"),  # in a thread
+            get("/recommend/batch", "POST", json=batch),
+        ):
+            problem = assert_problem(response, 500)
+            assert "secret" not in response.text
+            assert "RuntimeError" not in response.text
+            assert "log" in problem["detail"]
         assert get("/recommend_cold?liked=1").status_code == 200  # and it goes on serving
 
 
@@ -370,10 +385,19 @@ def parameters(openapi: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
     return {parameter["name"]: parameter for parameter in openapi["paths"][path]["get"]["parameters"]}
 
 
+FILTERS = {"k", "genre", "year_min", "year_max", "exclude"}
+TURNED = {*FILTERS, "novelty", "diversity"}
+PERSONAL = {*TURNED, "ranker", "calibrate", "explain"}
+
+
 def test_parameters_are_documented_with_their_bounds(openapi: dict[str, Any]) -> None:
-    options = {"ranker", "novelty", "diversity", "calibrate", "explain"}
-    assert parameters(openapi, "/recommend").keys() == {"user_id", "k"} | options
-    assert parameters(openapi, "/recommend_cold").keys() == {"liked", "k"} | options
+    assert parameters(openapi, "/recommend").keys() == {"user_id", "on_unknown"} | PERSONAL
+    assert parameters(openapi, "/recommend_cold").keys() == {"liked"} | PERSONAL
+    assert parameters(openapi, "/similar").keys() == {"movie_id"} | TURNED
+    assert parameters(openapi, "/popular").keys() == TURNED
+    assert parameters(openapi, "/movies").keys() == {"query"} | FILTERS
+    assert parameters(openapi, "/movies/{movie_id}").keys() == {"movie_id"}
+    assert parameters(openapi, "/users/{user_id}").keys() == {"user_id"}
     user_id = parameters(openapi, "/recommend")["user_id"]
     assert user_id["required"]
     assert (user_id["schema"]["type"], user_id["schema"]["minimum"]) == ("integer", 1)
@@ -393,13 +417,20 @@ def test_parameters_are_documented_with_their_bounds(openapi: dict[str, Any]) ->
     [
         ("/recommend", {"200", "404", "422", "503"}),
         ("/recommend_cold", {"200", "422", "503"}),
+        ("/similar", {"200", "404", "422", "503"}),
+        ("/popular", {"200", "422", "503"}),
+        ("/movies", {"200", "422", "503"}),
+        ("/movies/{movie_id}", {"200", "404", "422", "503"}),
+        ("/users/{user_id}", {"200", "404", "422", "503"}),
+        ("/recommend/batch", {"200", "413", "422", "503"}),
         ("/health", {"200", "503"}),
         ("/readyz", {"200", "503"}),
         ("/livez", {"200"}),
     ],
 )
 def test_problems_are_documented_as_problems(openapi: dict[str, Any], path: str, statuses: set[str]) -> None:
-    responses = openapi["paths"][path]["get"]["responses"]
+    (operation,) = openapi["paths"][path].values()
+    responses = operation["responses"]
     assert responses.keys() == statuses
     for status in statuses - {"200"}:
         assert responses[status]["content"].keys() == {"application/problem+json"}
@@ -421,12 +452,14 @@ def test_every_documented_example_works(get: Get, openapi: dict[str, Any]) -> No
     for path, operations in openapi["paths"].items():
         if "get" not in operations or "security" in operations["get"]:
             continue
-        query = {
-            parameter["name"]: example_of(parameter)
+        given = {
+            (parameter["in"], parameter["name"]): example_of(parameter)
             for parameter in operations["get"].get("parameters", [])
             if parameter["required"] or "example" in parameter or "examples" in parameter
         }
-        response = get(path, params=query)
+        query = {name: value for (place, name), value in given.items() if place == "query"}
+        in_path = {name: value for (place, name), value in given.items() if place == "path"}
+        response = get(path.format(**in_path), params=query)
         assert response.status_code == 200, (path, query, response.text)
         content = operations["get"]["responses"]["200"]["content"]
         if "application/json" not in content:
@@ -437,6 +470,9 @@ def test_every_documented_example_works(get: Get, openapi: dict[str, Any]) -> No
         if "example" in schema:
             assert response.json().keys() == schema["example"].keys()
     assert get("/recommend_cold", params={"liked": "1,2,3"}).json()["source"] == "fold_in"
+    schema = openapi["components"]["schemas"]
+    answer = get("/recommend/batch", "POST", json=schema["BatchRequest"]["example"]).json()
+    assert answer.keys() == schema["BatchRecommendations"]["example"].keys()
 
 
 def example_of(parameter: dict[str, Any]) -> str:

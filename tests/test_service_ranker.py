@@ -186,7 +186,7 @@ def test_plain_decimals_from_0_to_1_are_dials(get: Get, value: str) -> None:
 
 def test_every_bad_option_is_named(get: Get) -> None:
     problem = get("/recommend?user_id=1&ranker=1&novelty=x&diversity=2&calibrate=-1&explain=yes").json()
-    assert [error["parameter"] for error in problem["errors"]] == ["ranker", *DIALS, "explain"]
+    assert [error["parameter"] for error in problem["errors"]] == [*DIALS, "explain", "ranker"]
 
 
 # --- reasons
@@ -291,18 +291,21 @@ def test_health_does_not_claim_a_second_stage_that_cannot_be_read(unreadable_dir
         assert get("/readyz").status_code == 200
 
 
+FAMILIES = {
+    *("recs_requests", "recs_request_seconds", "recs_requests_in_flight", "recs_refusals", "recs_disconnects"),
+    *("recs_lists", "recs_ranker_fallbacks", "recs_cache_lookups", "recs_redis_up", "recs_redis_errors"),
+    *("recs_reloads", "recs_reload_failing", "recs_serving", "recs_model_age_seconds", "process_start_time_seconds"),
+}
+LABELS = {"source", "result", "version", "route", "method", "status", "le", "level", "reason", "operation"}
+
+
 def counts(get: Get) -> dict[str, float]:
     """Read the counters from /metrics: lists by source, and fallbacks."""
     response = get("/metrics")
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    families = {
-        family.name: family
-        for family in text_string_to_metric_families(response.text)
-        if not family.name.endswith("_created")  # when counting began, which the library adds
-    }
-    of_versions = {"recs_reloads", "recs_reload_failing", "recs_serving"}
-    assert families.keys() - of_versions == {"recs_lists", "recs_ranker_fallbacks"}
+    families = {family.name: family for family in text_string_to_metric_families(response.text)}
+    assert families.keys() == FAMILIES
     assert {families[name].type for name in ("recs_lists", "recs_ranker_fallbacks")} == {"counter"}
     assert all(family.documentation.endswith(".") for family in families.values())
     lists = {
@@ -352,12 +355,17 @@ def test_applications_in_one_process_count_by_themselves(artifacts_dir: Path, pl
 
 def test_no_user_stands_in_the_metrics(artifacts_dir: Path) -> None:
     with serve(app_of(artifacts_dir)) as get:
-        for user_id in (LIKES_NOTHING, 113, 117):
+        user_ids = (LIKES_NOTHING, 113, 117)
+        for user_id in user_ids:
             get(f"/recommend?user_id={user_id}&explain=true")
+            get(f"/users/{user_id}")
         for sample in (s for family in text_string_to_metric_families(get("/metrics").text) for s in family.samples):
-            assert set(sample.labels) <= {"source", "result", "version"}
-            if not sample.name.startswith(("recs_reloads", "recs_serving")):
-                assert set(sample.labels.values()) <= {"als", "fold_in", "ranker", "popular"}
+            assert set(sample.labels) <= LABELS
+            if "source" in sample.labels:
+                assert sample.labels["source"] in {"als", "fold_in", "ranker", "popular"}
+            assert sample.labels.get("route", "/recommend") in {"/recommend", "/users/{user_id}", "/metrics"}
+            values = {value for name, value in sample.labels.items() if name not in ("le", "version", "status")}
+            assert not any(str(user_id) in value for value in values for user_id in user_ids)
         assert str(LIKES_NOTHING) not in get("/metrics").text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from app.routers.problems import responses
 from app.routers.serving import recommender_of, serving_of, telemetry_of
@@ -37,6 +38,7 @@ async def health(request: Request) -> Health:
         trained_at=model.manifest["trained_at"],
         dataset=model.manifest["dataset"],
         ranker=recommender.ranker is not None,
+        index=model.index.description if model.index else "exact",
         dials=_dial_costs(model.metrics),
         reload_error=ReloadProblem(reason=error.reason, since=error.since) if error else None,
     )
@@ -56,8 +58,9 @@ def _dial_costs(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 @router.get("/metrics", summary="What is counted, for Prometheus", response_class=Response, responses=_METRICS)
 async def metrics(request: Request) -> Response:
-    """Answer with the metrics of this process in Prometheus' text format."""
-    return Response(telemetry_of(request).render(), media_type=CONTENT_TYPE)
+    """Answer with the metrics of all worker processes together, in Prometheus' text format."""
+    body = await run_in_threadpool(telemetry_of(request).render)
+    return Response(body, media_type=CONTENT_TYPE)
 
 
 @router.head("/livez", include_in_schema=False)

@@ -1,4 +1,4 @@
-"""Query parameters that several endpoints take, parsed strictly.
+"""Query parameters, parsed strictly, and the models that collect them for each endpoint.
 
 An id is decimal digits and nothing else: Python and Pydantic would also take ``1_000``, ``1.0`` and `` 1``, and a
 caller who sends those has a bug that should not be answered with somebody's recommendations.
@@ -7,21 +7,25 @@ caller who sends those has a bug that should not be answered with somebody's rec
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-from fastapi import Depends, Query
-from fastapi.openapi.models import Example
-from pydantic import BeforeValidator, Field
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
-from app.recommender import ListOptions
+from app.cache import Part
+from app.filters import Filter
+from app.recommender import PLAIN, ListOptions
 from app.rerank import Dials
+from app.schemas import MAX_EXCLUDED, MAX_GENRES, MAX_ID, MAX_K, MAX_YEAR
+from app.title_names import query_words
 
-MAX_ID = 2**63 - 1
 MAX_DIGITS = 19
 MAX_LIKED = 500
-MAX_K = 100
+MAX_QUERY = 200
 _DIGITS = re.compile(r"[0-9]+")
 _DECIMAL = re.compile(r"[0-9]{1,3}(\.[0-9]{1,17})?|\.[0-9]{1,17}")
+COMMA_SEPARATED = ("liked", "exclude")  # OpenAPI's "form, explode: false", for which FastAPI has no word
 
 
 def parse_id(text: object) -> int:
@@ -34,23 +38,46 @@ def parse_k(text: object) -> int:
     return _parse_whole_number(text, MAX_K)
 
 
+def parse_year(text: object) -> int:
+    return _parse_whole_number(text, MAX_YEAR)
+
+
 def _parse_whole_number(text: object, highest: int) -> int:
-    if isinstance(text, int):  # a default
-        return text
     digits = isinstance(text, str) and len(text) <= MAX_DIGITS and _DIGITS.fullmatch(text)
     if not digits or not 1 <= int(digits.group()) <= highest:
         raise ValueError(f"expected a whole number from 1 to {highest}, in decimal digits, got {_shorten(text)}")
     return int(digits.group())
 
 
-def parse_liked(values: object) -> list[int]:
+def parse_liked(values: object) -> tuple[int, ...]:
     """Parse comma-separated ids, dropping repetitions; the parameter itself may be repeated, and may be empty."""
-    assert isinstance(values, list)
-    texts = ",".join(filter(None, values))
-    ids = list(dict.fromkeys(parse_id(text) for text in texts.split(","))) if texts else []
+    ids = _parse_ids(values)
     if len(ids) > MAX_LIKED:
         raise ValueError(f"expected at most {MAX_LIKED} different ids, got {len(ids)}; send the most telling ones")
     return ids
+
+
+def parse_excluded(values: object) -> tuple[int, ...]:
+    """Parse comma-separated ids as ``parse_liked`` does, in rising order, which makes no difference."""
+    ids = _parse_ids(values)
+    if len(ids) > MAX_EXCLUDED:
+        raise ValueError(f"expected at most {MAX_EXCLUDED} different ids, got {len(ids)}")
+    return tuple(sorted(ids))
+
+
+def _parse_ids(values: object) -> tuple[int, ...]:
+    assert isinstance(values, list)
+    texts = ",".join(filter(None, values))
+    return tuple(dict.fromkeys(parse_id(text) for text in texts.split(","))) if texts else ()
+
+
+def parse_genres(values: object) -> tuple[str, ...]:
+    """Parse genres in any order; which there are is known to the model, not here."""
+    assert isinstance(values, list)
+    genres = tuple(sorted({value.casefold() for value in values if value}))
+    if len(genres) > MAX_GENRES:
+        raise ValueError(f"expected at most {MAX_GENRES} different genres, got {len(genres)}")
+    return genres
 
 
 def _shorten(value: object) -> str:
@@ -60,8 +87,6 @@ def _shorten(value: object) -> str:
 
 def parse_flag(text: object) -> bool:
     """Parse ``true`` or ``false``, and nothing else."""
-    if isinstance(text, bool):  # a default
-        return text
     if text not in ("true", "false"):
         raise ValueError(f"expected true or false, got {_shorten(text)}")
     return text == "true"
@@ -69,56 +94,139 @@ def parse_flag(text: object) -> bool:
 
 def parse_dial(text: object) -> float:
     """Parse a number from 0 to 1 in plain decimals."""
-    if isinstance(text, float):  # a default
-        return text
     if not isinstance(text, str) or not _DECIMAL.fullmatch(text) or float(text) > 1:
         raise ValueError(f"expected a number from 0 to 1, such as 0.3, got {_shorten(text)}")
     return float(text)
 
 
-_EXAMPLE: dict[str, Example] = {"user 1": {"value": 1}}  # on the parameter: Swagger UI fills in no schema example
-# The bounds stand inside the parser, for the documentation: the parser has already refused everything else.
-UserId = Annotated[
-    int,
-    Field(ge=1),
-    BeforeValidator(parse_id),
-    Query(description="A user of the training data.", json_schema_extra={"format": "int64"}, openapi_examples=_EXAMPLE),
-]
-K = Annotated[
-    int,
-    Field(ge=1, le=MAX_K),
-    BeforeValidator(parse_k),
-    Query(description="How many movies to list; fewer come back where fewer are left."),
-]
-# FastAPI has no word for "form, explode: false", so the parameter is hidden from its schema and described by hand.
-Liked = Annotated[list[int], BeforeValidator(parse_liked), Query(include_in_schema=False)]
-LIKED_IN_OPENAPI: dict[str, Any] = {
-    "name": "liked",
-    "in": "query",
-    "required": False,
-    "description": f"Movies that they like, comma-separated, at most {MAX_LIKED}. Absent or empty: popular movies.",
-    "style": "form",
-    "explode": False,
-    "schema": {"type": "array", "items": {"type": "integer", "format": "int64", "minimum": 1}, "maxItems": MAX_LIKED},
-    "example": [1, 2, 3],
-}
+def parse_query_text(text: object) -> str:
+    """Parse what a title is searched by: something with a letter or a digit."""
+    if not isinstance(text, str) or len(text) > MAX_QUERY or not query_words(text):
+        raise ValueError(f"expected a title or a part of one, up to {MAX_QUERY} characters, got {_shorten(text)}")
+    return text
 
 
+# The bounds stand behind the parser, for the documentation: the parser has already refused everything else.
+_INT64 = {"format": "int64"}
+Id = Annotated[int, Field(ge=1, json_schema_extra=_INT64), BeforeValidator(parse_id)]
+K = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(parse_k)]
+Year = Annotated[int, Field(ge=1, le=MAX_YEAR), BeforeValidator(parse_year)]
 Flag = Annotated[bool, BeforeValidator(parse_flag)]
 Dial = Annotated[float, Field(ge=0, le=1), BeforeValidator(parse_dial)]
+_Ids = tuple[Annotated[int, Field(ge=1, json_schema_extra=_INT64)], ...]
+Liked = Annotated[_Ids, Field(max_length=MAX_LIKED), BeforeValidator(parse_liked)]
+Excluded = Annotated[_Ids, Field(max_length=MAX_EXCLUDED), BeforeValidator(parse_excluded)]
+Genres = Annotated[tuple[str, ...], Field(max_length=MAX_GENRES), BeforeValidator(parse_genres)]
 
 
-async def list_options(
-    ranker: Annotated[
-        Flag, Query(description="Let the second stage order the list, where the version has one.")
-    ] = True,
-    novelty: Annotated[Dial, Query(description="Move the list towards movies that few people know.")] = 0.0,
-    diversity: Annotated[Dial, Query(description="Move it towards movies that differ from each other.")] = 0.0,
-    calibrate: Annotated[Dial, Query(description="Move its genres towards the mix that the user likes.")] = 0.0,
-    explain: Annotated[Flag, Query(description="Say for each movie why it is listed.")] = False,
-) -> ListOptions:
-    """Collect what every list endpoint takes; a coroutine, because others are sent to a thread."""
-    return ListOptions(ranker, Dials(novelty, diversity, calibrate), explain)
+class Parameters(BaseModel):
+    """Parameters of an endpoint; fields that are tuples may be repeated, of others the last value counts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def key(self) -> tuple[Part, ...]:
+        """Return the values, defaults included: the same for all ways to ask for the same."""
+        return tuple(self.__dict__.values())
 
 
-Options = Annotated[ListOptions, Depends(list_options)]
+class FilteredQuery(Parameters):
+    """What every list takes: its length, and which movies may be in it."""
+
+    k: K = Field(10, description="How many movies to list; fewer come back where fewer are left.")
+    genre: Genres = Field((), description="Only movies of this genre; repeated, of any of these.", examples=[[]])
+    year_min: Year | SkipJsonSchema[None] = Field(None, description="Only movies of this year or later.")
+    year_max: Year | SkipJsonSchema[None] = Field(None, description="Only movies of this year or earlier.")
+    exclude: Excluded = Field(
+        (), description=f"Movies that must not be listed, comma-separated, at most {MAX_EXCLUDED}."
+    )
+
+    def filter(self) -> Filter:
+        """Return which movies may be listed.
+
+        Raises
+        ------
+        RequestValidationError
+            If no year can be between the two.
+        """
+        if self.year_min and self.year_max and self.year_min > self.year_max:
+            raise refusal("year_max", f"expected a year from year_min, {self.year_min}, on, got {self.year_max}")
+        return Filter(self.genre, self.year_min, self.year_max, self.exclude)
+
+
+class TurnedQuery(FilteredQuery):
+    """A list that can be moved away from the order of its scores."""
+
+    novelty: Dial = Field(0.0, description="Move the list towards movies that few people know.")
+    diversity: Dial = Field(0.0, description="Move it towards movies that differ from each other.")
+
+    def options(self) -> ListOptions:
+        """Return what is wished of the list; the second stage orders none but personal ones."""
+        return ListOptions(ranker=False, dials=Dials(self.novelty, self.diversity), filter=self.filter())
+
+
+class PersonalQuery(TurnedQuery):
+    """A list for somebody."""
+
+    calibrate: Dial = Field(0.0, description="Move its genres towards the mix that the user likes.")
+    explain: Flag = Field(False, description="Say for each movie why it is listed.")
+    ranker: Flag = Field(True, description="Let the second stage order the list, where the version has one.")
+
+    def options(self) -> ListOptions:
+        if self.model_fields_set <= _NO_OPTIONS:
+            return PLAIN
+        dials = Dials(self.novelty, self.diversity, self.calibrate)
+        return ListOptions(self.ranker, dials, self.explain, self.filter())
+
+
+class _ForUser(Parameters):
+    user_id: Id = Field(description="A user of the training data.", examples=[1])
+    on_unknown: Literal["error", "popular"] = Field(
+        "error", description="What an unknown user is answered with: 404, or the most popular movies."
+    )
+
+
+class _ForLiked(Parameters):
+    liked: Liked = Field(
+        (),
+        description=f"Movies that they like, comma-separated, at most {MAX_LIKED}. Absent or empty: popular movies.",
+        examples=[[1, 2, 3]],
+    )
+
+
+class _ForMovie(Parameters):
+    movie_id: Id = Field(description="A movie of the catalogue.", examples=[1])
+
+
+class _ForText(Parameters):
+    query: Annotated[str, BeforeValidator(parse_query_text)] = Field(
+        description="A title or a part of one; case, accents and small typing errors do not matter.",
+        examples=["the matrix"],
+    )
+
+
+_NO_OPTIONS = frozenset({"user_id", "liked", "k", "on_unknown"})
+
+
+class UserQuery(PersonalQuery, _ForUser):  # pydantic puts the fields of the last base first
+    """Parameters of ``/recommend``."""
+
+
+class ColdQuery(PersonalQuery, _ForLiked):
+    """Parameters of ``/recommend_cold``."""
+
+
+class SimilarQuery(TurnedQuery, _ForMovie):
+    """Parameters of ``/similar``."""
+
+
+class PopularQuery(TurnedQuery):
+    """Parameters of ``/popular``."""
+
+
+class MovieQuery(FilteredQuery, _ForText):
+    """Parameters of ``/movies``."""
+
+
+def refusal(name: str, detail: str, place: str = "query") -> RequestValidationError:
+    """Return the error that a parameter cannot be used."""
+    return RequestValidationError([{"loc": (place, name), "msg": detail}])

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.errors import (
     ArtifactError,
     RecommenderError,
+    UnknownGenreError,
+    UnknownMovieError,
     UnknownUserError,
     UnknownVersionError,
     UnwritableError,
     VersionRefusedError,
 )
+from app.routers.parameters import COMMA_SEPARATED, refusal
 from app.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
 # By the last part of their type; the first kind of an error that fits is what it becomes.
 _OF_ERRORS: dict[str, type[RecommenderError]] = {
     "unknown-user": UnknownUserError,
+    "unknown-movie": UnknownMovieError,
     "unknown-version": UnknownVersionError,
     "version-refused": VersionRefusedError,
     "artifacts-unwritable": UnwritableError,
@@ -35,10 +39,19 @@ _STATUS = {
     "unauthorized": HTTPStatus.UNAUTHORIZED,
     "admin-disabled": HTTPStatus.FORBIDDEN,
     "unknown-user": HTTPStatus.NOT_FOUND,
+    "unknown-movie": HTTPStatus.NOT_FOUND,
     "unknown-version": HTTPStatus.NOT_FOUND,
     "version-refused": HTTPStatus.CONFLICT,
     "artifacts-unwritable": HTTPStatus.SERVICE_UNAVAILABLE,
     "no-model": HTTPStatus.SERVICE_UNAVAILABLE,
+    "overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
+    "too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "uri-too-long": HTTPStatus.REQUEST_URI_TOO_LONG,
+}
+_MAX_NAME = 40  # characters of a member's name, which the caller wrote
+_REMEDIES = {  # by Pydantic's type of error, where its own words do not help
+    "json_invalid": "expected JSON",
+    "model_attributes_type": "expected a JSON object, sent with the header Content-Type: application/json",
 }
 _REFUSAL = "HTTPValidationError"  # FastAPI's own, which nobody is answered with here
 UNAUTHORIZED = "expected the header Authorization: Bearer followed by the token that RECS_ADMIN_TOKEN holds"
@@ -51,6 +64,8 @@ _EXAMPLES = {
     "unauthorized": UNAUTHORIZED,
     "admin-disabled": ADMIN_DISABLED,
     "unknown-user": str(UnknownUserError(999_999)),
+    "unknown-movie": str(UnknownMovieError(999_999)),
+    "too-large": "expected a body of at most 1048576 bytes, got more; ask for fewer at a time",
     "unknown-version": str(UnknownVersionError("20200101T000000Z-00000000")),
     "version-refused": "nothing to roll back to: no version was active before 20261123T101500Z-1a2b3c4d that is intact",
     "artifacts-unwritable": "cannot write to artifacts: [Errno 30] Read-only file system: 'artifacts/.lock'",
@@ -83,13 +98,21 @@ def responses(*kinds: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
+EXPECTED = (RecommenderError, AccessError, RequestValidationError, HTTPException)
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """Answer with the problem that one of the ``EXPECTED`` errors is."""
+    for of, handler in _HANDLERS.items():
+        if isinstance(error, of):
+            return await handler(request, error)
+    raise error
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the application a problem, and describe problems in its OpenAPI document."""
-    app.add_exception_handler(RecommenderError, _on_domain_error)
-    app.add_exception_handler(AccessError, _on_no_access)
-    app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_fault)
+    for expected in EXPECTED:
+        app.add_exception_handler(expected, answer)
     describe = app.openapi
 
     def describe_with_problems() -> dict[str, Any]:
@@ -97,6 +120,11 @@ def install(app: FastAPI) -> None:
         document = describe()
         for operations in document["paths"].values():
             for operation in operations.values():
+                for parameter in operation.get("parameters", ()):
+                    if parameter["name"] in COMMA_SEPARATED:  # for which FastAPI has no word
+                        parameter |= {"style": "form", "explode": False}
+                    if examples := parameter["schema"].pop("examples", None):  # where Swagger UI does not look
+                        parameter["example"] = examples[0]
                 if _REFUSAL in str(operation["responses"].get("422")):
                     del operation["responses"]["422"]  # a path that takes any text
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -108,7 +136,10 @@ def install(app: FastAPI) -> None:
     app.openapi = describe_with_problems  # type: ignore[method-assign]
 
 
-async def _on_domain_error(_request: Request, error: Exception) -> JSONResponse:
+async def _on_domain_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, UnknownGenreError):  # which only the model could tell
+        place = "query" if request.method in ("GET", "HEAD") else "body"
+        return await _on_invalid_parameter(request, refusal("genre", str(error), place))
     for kind, of in _OF_ERRORS.items():
         if isinstance(error, of):
             version = error.version if isinstance(error, UnknownUserError) else None
@@ -116,38 +147,50 @@ async def _on_domain_error(_request: Request, error: Exception) -> JSONResponse:
     raise error
 
 
-async def _on_no_access(_request: Request, error: Exception) -> JSONResponse:
+async def _on_no_access(_request: Request, error: Exception) -> Response:
     assert isinstance(error, AccessError)
     headers = {"WWW-Authenticate": "Bearer"} if error.kind == "unauthorized" else None
     return _problem(_STATUS[error.kind], str(error), kind=error.kind, headers=headers)
 
 
-async def _on_invalid_parameter(_request: Request, error: Exception) -> JSONResponse:
+async def _on_invalid_parameter(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    found = [
-        {
-            "parameter": str(entry["loc"][-1]),
-            "in": str(entry["loc"][0]),
-            "detail": str(entry["msg"]).removeprefix("Value error, "),
-        }
-        for entry in error.errors()
-    ]
+    first: dict[tuple[str, str], str] = {}  # of a thousand bad ids one is enough
+    for entry in error.errors():
+        first.setdefault(_where(*entry["loc"]), _what(entry))
+    found = [{"parameter": name, "in": place, "detail": detail} for (place, name), detail in first.items()]
     detail = "; ".join(f"{entry['parameter']}: {entry['detail']}" for entry in found)
     return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, kind="invalid-parameter", errors=found)
 
 
-async def _on_http_error(_request: Request, error: Exception) -> JSONResponse:
+def _where(place: str, name: str | int = 0, *_entry: int) -> tuple[str, str]:
+    """Return place and name of a parameter; of a body that is no JSON object the position would be no name."""
+    return place, name[:_MAX_NAME] if isinstance(name, str) else place
+
+
+def _what(entry: Mapping[str, Any]) -> str:
+    detail = _REMEDIES.get(entry.get("type", ""), str(entry["msg"]).removeprefix("Value error, "))
+    _, *path = entry["loc"]
+    return f"entry {path[1]}: {detail}" if len(path) > 1 else detail
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
+    if status is HTTPStatus.BAD_REQUEST:  # FastAPI's word for bytes that no JSON can be made of
+        return await _on_invalid_parameter(request, refusal("body", _REMEDIES["json_invalid"], "body"))
     detail = (
         str(error.detail) if error.detail != status.phrase else f"{status.phrase}. The endpoints are listed at /docs"
     )
     return _problem(status, detail, headers=error.headers)
 
 
-async def _on_fault(_request: Request, _error: Exception) -> JSONResponse:
-    # The server logs the traceback; the caller learns nothing about our insides.
-    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The service failed on this request; its log says why.")
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    RecommenderError: _on_domain_error,
+    AccessError: _on_no_access,
+    RequestValidationError: _on_invalid_parameter,
+    HTTPException: _on_http_error,
+}
 
 
 def _problem(
@@ -157,10 +200,16 @@ def _problem(
     kind: str | None = None,
     headers: Mapping[str, str] | None = None,
     **members: Any,
-) -> JSONResponse:
-    """Answer with a problem; ``members`` are further ones of ``Problem``."""
-    body = _describe(status, detail, kind=kind, **members)
-    return JSONResponse(body, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+) -> Response:
+    """Answer with a problem."""
+    body = problem_body(status, detail, kind=kind, **members)
+    return Response(body, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def problem_body(status: HTTPStatus, detail: str, *, kind: str | None = None, **members: Any) -> bytes:
+    """Return the JSON of a problem; ``members`` are further ones of ``Problem``."""
+    problem = _describe(status, detail, kind=kind, **members)
+    return json.dumps(problem, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _describe(status: HTTPStatus, detail: str, *, kind: str | None = None, **members: Any) -> dict[str, Any]:

@@ -1,116 +1,106 @@
-"""The lists: for users of the training data, and for someone new."""
+"""The lists for somebody: a user of the training data, many of them, or someone new."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated
 
-from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
+from fastapi import APIRouter, Query, Request, Response
 
-from app.reasons import Explanation
-from app.recommender import ListOptions, Ranking, Recommender
-from app.routers.parameters import LIKED_IN_OPENAPI, K, Liked, Options, UserId
+from app.errors import UnknownUserError
+from app.recommender import PLAIN, Ranking, Recommender
+from app.routers.answering import Order, answering_of, json_response, note
+from app.routers.bodies import batch_body, json_members, list_body
+from app.routers.parameters import ColdQuery, UserQuery
 from app.routers.problems import responses
+from app.routers.quick import QuickRoute
 from app.routers.serving import recommender_of, telemetry_of
-from app.schemas import Because, ColdRecommendations, MovieResult, UserRecommendations
+from app.schemas import BatchRecommendations, BatchRequest, ColdRecommendations, UserRecommendations
 
-router = APIRouter(tags=["recommendations"])
 log = logging.getLogger("uvicorn.error")
+quick = APIRouter(tags=["recommendations"], route_class=QuickRoute)
+router = APIRouter(tags=["recommendations"])
 
 
-@router.get(
+@quick.get(
     "/recommend",
     summary="Movies for a known user",
+    response_model=UserRecommendations,
     responses=responses("unknown-user", "invalid-parameter", "no-model"),
-    response_model_exclude_unset=True,
 )
-async def recommend(request: Request, user_id: UserId, options: Options, k: K = 10) -> UserRecommendations:
+async def recommend(request: Request, query: Annotated[UserQuery, Query()]) -> Response:
     """Recommend movies that the user has not rated.
 
     `source` is `ranker` where the version has a second stage, else `als`, or `popular` for a user without positives
-    (ratings of 4 or more). An unknown user is 404.
+    (ratings of 4 or more). An unknown user is 404, or with `on_unknown=popular` gets the most popular movies.
     """
-    recommender = recommender_of(request)
-    ranking = await _answer(request, recommender, options, lambda: recommender.recommend(user_id, k, options))
-    log.debug("user_id=%s version=%s moment=%s", user_id, recommender.model.version, ranking.moment)
-    return UserRecommendations(user_id=user_id, k=k, **_describe(recommender, ranking))
+    options = query.options()
+
+    def compute(recommender: Recommender) -> Ranking:
+        try:
+            ranking = recommender.recommend(query.user_id, query.k, options)
+        except UnknownUserError:
+            if query.on_unknown == "error":
+                raise
+            return recommender.recommend_cold((), query.k, options)
+        if ranking.moment is not None:  # with it the list can be made again
+            log.debug("user_id=%s version=%s moment=%s", query.user_id, recommender.model.version, ranking.moment)
+        return ranking
+
+    def write(recommender: Recommender, ranking: Ranking) -> bytes:
+        return list_body(b'"user_id":%d,"k":%d,' % (query.user_id, query.k), recommender, ranking)
+
+    note(request, user_id=query.user_id)
+    plain = (query.user_id, query.k) if options is PLAIN else None
+    return await answering_of(request).answer(request, Order("recommend", query, options, compute, write, plain))
 
 
-@router.get(
+@quick.get(
     "/recommend_cold",
     summary="Movies for someone new",
+    response_model=ColdRecommendations,
     responses=responses("invalid-parameter", "no-model"),
-    response_model_exclude_unset=True,
-    openapi_extra={"parameters": [LIKED_IN_OPENAPI]},
 )
-async def recommend_cold(
-    request: Request,
-    options: Options,
-    liked: Liked = [],  # noqa: B006
-    k: K = 10,
-) -> ColdRecommendations:
+async def recommend_cold(request: Request, query: Annotated[ColdQuery, Query()]) -> Response:
     """Recommend from a few liked movies, to someone who is not in the training data.
 
     Ids that are not in the catalogue come back in `ignored`. Without a usable id the list is the popular movies.
     """
-    recommender = recommender_of(request)
-    ranking = await _answer(request, recommender, options, lambda: recommender.recommend_cold(liked, k, options))
-    log.debug("liked=%s version=%s moment=%s", liked, recommender.model.version, ranking.moment)
-    ignored = set(ranking.ignored)
-    used = [movie_id for movie_id in liked if movie_id not in ignored]
-    return ColdRecommendations(liked=used, ignored=list(ranking.ignored), k=k, **_describe(recommender, ranking))
+    options = query.options()
+
+    def compute(recommender: Recommender) -> Ranking:
+        return recommender.recommend_cold(query.liked, query.k, options)
+
+    def write(recommender: Recommender, ranking: Ranking) -> bytes:
+        ignored = set(ranking.ignored)
+        used = [movie_id for movie_id in query.liked if movie_id not in ignored]
+        head = json_members({"liked": used, "ignored": ranking.ignored, "k": query.k})
+        return list_body(head + b",", recommender, ranking)
+
+    return await answering_of(request).answer(request, Order("recommend_cold", query, options, compute, write))
 
 
-async def _answer(
-    request: Request, recommender: Recommender, options: ListOptions, answer: Callable[[], Ranking]
-) -> Ranking:
-    """Compute a list: on the event loop where a hop to a thread would cost more, else in a thread."""
-    ranking = answer() if recommender.is_quick(options) else await run_in_threadpool(answer)
-    telemetry_of(request).count_list(ranking.source, ranking.ranker_failed)
-    return ranking
+@router.post(
+    "/recommend/batch",
+    summary="Movies for many known users",
+    response_model=BatchRecommendations,
+    responses=responses("invalid-parameter", "no-model", "too-large"),
+)
+async def recommend_batch(request: Request, batch: BatchRequest) -> Response:
+    """Recommend to up to 1,000 users at once, in the order in which they are named.
 
+    Each list is what `/recommend` answers with. The first stage scores all users by one product; through the second
+    stage each takes its milliseconds. An unknown user is `{"user_id": …, "error": "unknown_user", "results": []}`.
+    """
+    recommender, telemetry = recommender_of(request), telemetry_of(request)
+    options = batch.options()
 
-def _describe(recommender: Recommender, ranking: Ranking) -> dict[str, Any]:
-    movies = recommender.model.movies
-    results = [
-        MovieResult(
-            movie_id=movie.movie_id,
-            title=movie.title,
-            genres=list(movie.genres),
-            year=movie.year,
-            score=_shorten(score),
-            **why,
-        )
-        for movie, score, why in zip(
-            (movies[i] for i in ranking.item_indices), ranking.scores.tolist(), _whys(recommender, ranking), strict=True
-        )
-    ]
-    return {
-        "n_results": len(results),
-        "version": recommender.model.version,
-        "source": ranking.source,
-        "results": results,
-    }
+    def compute() -> tuple[bytes, list[Ranking | None]]:
+        rankings = recommender.recommend_many(batch.user_ids, batch.k, options)
+        return batch_body(b'"k":%d,' % batch.k, recommender, batch.user_ids, rankings), rankings
 
-
-def _whys(recommender: Recommender, ranking: Ranking) -> list[dict[str, Any]]:
-    """Return what each result says of its reasons: nothing, unless they were asked for."""
-    if ranking.explanations is None:
-        return [{}] * len(ranking.item_indices)
-    return [_why(recommender, ranking, explanation) for explanation in ranking.explanations]
-
-
-def _why(recommender: Recommender, ranking: Ranking, explanation: Explanation) -> dict[str, Any]:
-    liked = ((recommender.model.movies[item], part) for item, part in explanation.because)
-    because = [
-        Because(movie_id=movie.movie_id, title=movie.title, contribution=_shorten(part)) for movie, part in liked
-    ]
-    reasons = {"reasons": list(explanation.reasons)} if ranking.source == "ranker" else {}
-    return {"because": because, **reasons}
-
-
-def _shorten(score: float) -> float:
-    """Round to what a float32 holds."""
-    return float(f"{score:.7g}")
+    body, rankings = await answering_of(request).beside(compute)
+    for ranking in filter(None, rankings):
+        telemetry.count_list(ranking.source, ranking.ranker_failed)
+    note(request, version=recommender.model.version)
+    return json_response(body)

@@ -1,0 +1,130 @@
+"""The first stage of one model: the best movies by ALS, the most popular ones, and those that the same people like.
+
+``artifacts.LoadedModel ─▶ FirstStage ─▶ recommender``. All of it in indices. It answers one user and a thousand by the
+same computation, so that their lists are the same.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.artifacts import LoadedModel
+from app.candidates import unit_rows
+from app.core import UNKNOWN
+from app.filters import EVERYTHING, Filter
+from app.history import UserRows
+from app.scoring import Best, ExactSearch, Listed
+from app.threads import count_cores
+
+
+class FirstStage:
+    """Lists from the arrays of one model.
+
+    Of memory maps numpy makes maps again, slowly; what is used for every request is the same memory as plain arrays.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.item_factors: NDArray[np.float32] = np.asarray(model.factors.item_factors)
+        self.user_factors: NDArray[np.float32] = np.asarray(model.factors.user_factors)
+        self.popularity: NDArray[np.float32] = np.asarray(model.movies.popularity)
+        self.histories = UserRows(**{name: np.asarray(array) for name, array in vars(model.history).items()})
+        self._positives_indptr = np.asarray(model.positives_indptr)
+        self._search = ExactSearch(self.item_factors)
+        self._pool = ThreadPoolExecutor(count_cores())  # whose threads begin when they are needed
+
+    @cached_property
+    def _cosines(self) -> ExactSearch:
+        lengths = np.linalg.norm(self.item_factors, axis=1)
+        weights = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        return ExactSearch(self.item_factors, weights)
+
+    @cached_property
+    def _by_popularity(self) -> NDArray[np.int32]:
+        """All items, the most popular first, equals by index."""
+        return np.argsort(-self.popularity, kind="stable").astype(np.int32)
+
+    def has_positives(self, users: int | NDArray[np.int64]) -> NDArray[np.bool_] | np.bool_:
+        """Tell whether a user's factor was learned from anything; if not, their list is the popular one."""
+        return self._positives_indptr[users + 1] > self._positives_indptr[users]
+
+    def best_of_user(self, user: int, k: int, wanted: Filter = EVERYTHING) -> Listed:
+        """Return the ``k`` best by ALS of one user index, less what they have rated."""
+        out = self.histories.item_index[self.histories.indptr[user] : self.histories.indptr[user + 1]]
+        if wanted.exclude:
+            out = np.append(out, self.excluded(wanted))
+        return self.best(self.user_factors[user], k, out, self.of_kind(wanted))
+
+    def best_of_known(self, users: NDArray[np.int64], k: int, wanted: Filter = EVERYTHING) -> Best:
+        """Return the ``k`` best by ALS of each of some user indices, less what they have rated.
+
+        By one product for all; a version with an index asks that for each, so that the lists stay the same.
+        """
+        if self.model.index:
+            return Best.of([self.best_of_user(int(user), k, wanted) for user in users])
+        rows, items = self.histories.rated_by(users)
+        if wanted.exclude:
+            excluded = self.excluded(wanted)
+            rows = np.append(rows, np.repeat(np.arange(len(users)), len(excluded)))
+            order = np.argsort(rows, kind="stable")
+            rows, items = rows[order], np.append(items, np.tile(excluded, len(users)))[order]
+        return self._search.best(self.user_factors[users], k, (rows, items), self.of_kind(wanted), self._pool)
+
+    def best(
+        self,
+        user_factor: NDArray[np.float32],
+        k: int,
+        seen: NDArray[np.integer],
+        allowed: NDArray[np.bool_] | None,
+    ) -> Listed:
+        """Return the ``k`` best by ALS for a factor of shape (factors,), less what was seen and is not allowed.
+
+        Where the version has an index it proposes, unless a filter leaves few of the movies, or too much was seen.
+        """
+        found = self._best_by_index(user_factor, k, seen) if allowed is None else None
+        return found or self._search.best_of_one(user_factor, k, seen, allowed)
+
+    def _best_by_index(self, user_factor: NDArray[np.float32], k: int, seen: NDArray[np.integer]) -> Listed | None:
+        """Return the best of what the index proposes, None where that is not worth it or does not fill the list."""
+        index, n_wanted = self.model.index, k + len(seen)
+        if index is None or n_wanted > index.most_candidates or not user_factor.any():
+            return None
+        proposed = np.setdiff1d(index.candidates(user_factor, n_wanted), seen)
+        return self._search.order_one(user_factor, k, proposed) if len(proposed) >= k else None
+
+    def similar(self, item: int, k: int, wanted: Filter) -> Listed:
+        """Return the ``k`` movies whose factors have the largest cosine to this one's; none if its factor is zero."""
+        direction = unit_rows(self.item_factors[[item]])[0]
+        if not direction.any():
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+        out = np.append(self.excluded(wanted), item)
+        return self._cosines.best_of_one(direction, k, out, self.of_kind(wanted))
+
+    def most_popular(self, k: int, out: NDArray[np.integer], allowed: NDArray[np.bool_] | None) -> Listed:
+        """Return the ``k`` movies with the most positives, less those that are ``out`` and those not allowed."""
+        left = np.ones(len(self.popularity), dtype=bool) if allowed is None else allowed.copy()
+        left[out] = False
+        items = self._by_popularity[left[self._by_popularity]][:k].astype(np.int64)
+        return items, self.popularity[items]
+
+    def of_kind(self, wanted: Filter) -> NDArray[np.bool_] | None:
+        """Return which movies a filter allows by genre and year, of shape (n_items,), or None if all."""
+        return wanted.of_kind(self.model.movies)
+
+    def excluded(self, wanted: Filter) -> NDArray[np.int64]:
+        """Return the item indices that a filter excludes by id; other ids are not in the catalogue anyway."""
+        found = self.model.items.index(wanted.exclude)
+        known: NDArray[np.int64] = found[found != UNKNOWN]
+        return known
+
+    def allowed(self, wanted: Filter) -> NDArray[np.bool_] | None:
+        """Return which movies a filter allows in every respect, of shape (n_items,), or None if all."""
+        allowed = self.of_kind(wanted)
+        if wanted.exclude:
+            allowed = np.ones(len(self.popularity), dtype=bool) if allowed is None else allowed
+            allowed[self.excluded(wanted)] = False
+        return allowed

@@ -1,0 +1,64 @@
+"""Requests that are being handled at the same moment are scored by one product.
+
+``Answering ─▶ Together ─▶ recommender``. To score one user means to read the whole matrix of movie factors; to score
+sixteen means to read it once, too. Nobody waits for anybody: what has arrived when the event loop comes round is
+answered, be it one request. The lists are those that each would get alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from app.recommender import Ranking, Recommender
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    recommender: Recommender
+    user_id: int
+    k: int
+    answer: asyncio.Future[Ranking | None]
+
+
+class Together:
+    """Collect what is asked during one round of the event loop, and answer it at the end of the round."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Waiting] = []
+
+    def recommend(self, recommender: Recommender, user_id: int, k: int) -> asyncio.Future[Ranking | None]:
+        """Recommend to a user by the first stage, without any options; None if the user is unknown."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._answer)
+        waiting = _Waiting(recommender, user_id, k, loop.create_future())
+        self._waiting.append(waiting)
+        return waiting.answer
+
+    def _answer(self) -> None:
+        waiting, self._waiting = self._waiting, []
+
+        for _, group in groupby(waiting, key=lambda each: id(each.recommender)):  # two while a version is replaced
+            _answer_all(list(group))
+
+
+def _answer_all(waiting: list[_Waiting]) -> None:
+    recommender, k = waiting[0].recommender, max(each.k for each in waiting)
+    try:
+        rankings = recommender.recommend_many([each.user_id for each in waiting], k)
+    except Exception as error:
+        for each in waiting:
+            if not each.answer.done():
+                each.answer.set_exception(error)
+        return
+    for each, ranking in zip(waiting, rankings, strict=True):
+        if not each.answer.done():  # its caller has left
+            each.answer.set_result(ranking and _cut(ranking, each.k))
+
+
+def _cut(ranking: Ranking, k: int) -> Ranking:
+    if len(ranking.item_indices) <= k:
+        return ranking
+    return replace(ranking, item_indices=ranking.item_indices[:k], scores=ranking.scores[:k])

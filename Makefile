@@ -16,7 +16,7 @@ serve: $(VENV)/.runtime  ## Install, train if there is no model yet, start the A
 	@$(BIN)/python train_als.py --if-needed
 	@printf '\n  Open   http://%s:%s/docs\n  Try    curl "http://%s:%s/recommend?user_id=1&k=5"\n         curl "http://%s:%s/recommend_cold?liked=1,2,3&k=5"\n  Stop   Ctrl+C\n\n' \
 		$(HOST) $(PORT) $(HOST) $(PORT) $(HOST) $(PORT)
-	@exec $(BIN)/python -m uvicorn app.main:app --host $(HOST) --port $(PORT)
+	@exec $(BIN)/python -m uvicorn app.main:app --host $(HOST) --port $(PORT) --timeout-graceful-shutdown 30
 
 train: $(VENV)/.runtime  ## Train again and publish a new version
 	@$(BIN)/python train_als.py

@@ -301,7 +301,7 @@ def _check_consistency(folder: Path, model: LoadedModel) -> None:
     _check_history(folder / "history.npz", model.history, n_users, n_items)
     if model.ranker:
         check_ranker(folder / RANKER, model.ranker, n_users, n_items, model.als_config.factors)
-    movies = folder / (MOVIE_ARRAYS if (folder / MOVIE_ARRAYS).exists() else MOVIE_MAP)
+    movies = folder / (MOVIE_ARRAYS if MOVIE_ARRAYS in model.manifest["files"] else MOVIE_MAP)
     try:
         model.movies.check(model.items.ids)
     except Exception as error:  # a damaged byte makes json and numpy raise nearly anything

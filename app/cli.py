@@ -50,6 +50,7 @@ from app.settings import Settings
 from app.verification import read_json
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+MAX_ID = 2**63 - 1
 FOLLOW = "Running services follow within RECS_RELOAD_SECONDS (5 by default)."
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich")
@@ -338,7 +339,9 @@ def batch(
     genre: Annotated[list[str] | None, typer.Option(help="Only movies of this genre; again, of any of these.")] = None,
     year_min: Annotated[int | None, typer.Option(min=1, help="Only movies of this year or later.")] = None,
     year_max: Annotated[int | None, typer.Option(min=1, help="Only movies of this year or earlier.")] = None,
-    exclude: Annotated[list[int] | None, typer.Option(help="Id of a movie to leave out; again, of more.")] = None,
+    exclude: Annotated[
+        list[int] | None, typer.Option(min=1, max=MAX_ID, help="Id of a movie to leave out; again, of more.")
+    ] = None,
     artifacts_dir: ArtifactsDir = None,
 ) -> None:
     """Write the lists of all users to a file, as the service would answer them from what the model was trained on.

@@ -17,8 +17,10 @@ from app.candidates import unit_rows
 from app.core import UNKNOWN
 from app.filters import EVERYTHING, Filter
 from app.history import UserRows
-from app.scoring import Best, ExactSearch, Listed
+from app.scoring import Best, ExactSearch, Listed, lengths
 from app.threads import count_cores
+
+_NONE = np.empty(0, dtype=np.int64)
 
 
 class FirstStage:
@@ -39,8 +41,8 @@ class FirstStage:
 
     @cached_property
     def _cosines(self) -> ExactSearch:
-        lengths = np.linalg.norm(self.item_factors, axis=1)
-        weights = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        length = lengths(self.item_factors).astype(np.float32)
+        weights = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
         return ExactSearch(self.item_factors, weights)
 
     @cached_property
@@ -54,25 +56,30 @@ class FirstStage:
 
     def best_of_user(self, user: int, k: int, wanted: Filter = EVERYTHING) -> Listed:
         """Return the ``k`` best by ALS of one user index, less what they have rated."""
+        return self._best_of_user(user, k, self.excluded(wanted), self.of_kind(wanted))
+
+    def _best_of_user(
+        self, user: int, k: int, excluded: NDArray[np.int64], allowed: NDArray[np.bool_] | None
+    ) -> Listed:
         out = self.histories.item_index[self.histories.indptr[user] : self.histories.indptr[user + 1]]
-        if wanted.exclude:
-            out = np.append(out, self.excluded(wanted))
-        return self.best(self.user_factors[user], k, out, self.of_kind(wanted))
+        if len(excluded):
+            out = np.append(out, excluded)
+        return self.best(self.user_factors[user], k, out, allowed)
 
     def best_of_known(self, users: NDArray[np.int64], k: int, wanted: Filter = EVERYTHING) -> Best:
         """Return the ``k`` best by ALS of each of some user indices, less what they have rated.
 
         By one product for all; a version with an index asks that for each, so that the lists stay the same.
         """
+        excluded, allowed = self.excluded(wanted), self.of_kind(wanted)
         if self.model.index:
-            return Best.of([self.best_of_user(int(user), k, wanted) for user in users])
+            return Best.of([self._best_of_user(user, k, excluded, allowed) for user in users.tolist()])
         rows, items = self.histories.rated_by(users)
-        if wanted.exclude:
-            excluded = self.excluded(wanted)
+        if len(excluded):
             rows = np.append(rows, np.repeat(np.arange(len(users)), len(excluded)))
             order = np.argsort(rows, kind="stable")
             rows, items = rows[order], np.append(items, np.tile(excluded, len(users)))[order]
-        return self._search.best(self.user_factors[users], k, (rows, items), self.of_kind(wanted), self._pool)
+        return self._search.best(self.user_factors[users], k, (rows, items), allowed, self._pool)
 
     def best(
         self,
@@ -98,11 +105,11 @@ class FirstStage:
 
     def similar(self, item: int, k: int, wanted: Filter) -> Listed:
         """Return the ``k`` movies whose factors have the largest cosine to this one's; none if its factor is zero."""
-        direction = unit_rows(self.item_factors[[item]])[0]
+        direction, allowed = unit_rows(self.item_factors[[item]])[0], self.of_kind(wanted)
         if not direction.any():
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         out = np.append(self.excluded(wanted), item)
-        return self._cosines.best_of_one(direction, k, out, self.of_kind(wanted))
+        return self._cosines.best_of_one(direction, k, out, allowed)
 
     def most_popular(self, k: int, out: NDArray[np.integer], allowed: NDArray[np.bool_] | None) -> Listed:
         """Return the ``k`` movies with the most positives, less those that are ``out`` and those not allowed."""
@@ -117,6 +124,8 @@ class FirstStage:
 
     def excluded(self, wanted: Filter) -> NDArray[np.int64]:
         """Return the item indices that a filter excludes by id; other ids are not in the catalogue anyway."""
+        if not wanted.exclude:
+            return _NONE
         found = self.model.items.index(wanted.exclude)
         known: NDArray[np.int64] = found[found != UNKNOWN]
         return known

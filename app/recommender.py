@@ -34,7 +34,8 @@ log = logging.getLogger("uvicorn.error")
 
 ListSource = Literal["als", "fold_in", "ranker", "popular"]  # what ordered a list
 POOL = 300  # of the first stage's best that dials choose from; the second stage has about as many candidates
-_QUICK_PRODUCT = 4_000_000  # n_items × factors: a tenth of a millisecond or two
+# What takes some tenths of a millisecond at most: n_items × factors, n_items, and n_liked × factors².
+_QUICK_PRODUCT, _QUICK_ITEMS, _QUICK_FOLD_IN = 4_000_000, 65_000, 2_000_000
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,18 @@ class Recommender:
         n_liked = np.count_nonzero(self.model.history.rating >= self.model.min_rating)
         return bool(n_liked == len(self.model.positives_items))
 
-    def is_quick(self, options: ListOptions) -> bool:
-        """Tell whether a list costs well under a millisecond: the first stage alone, without dials and reasons."""
+    def is_quick(self, options: ListOptions, n_liked: int = 0) -> bool:
+        """Tell whether a list costs well under a millisecond: the first stage alone, without dials and reasons.
+
+        Parameters
+        ----------
+        n_liked : int
+            How many movies are to be folded in for it.
+        """
         is_first_alone = not (options.ranker and self.ranker) and options.dials.are_zero and not options.explain
-        is_small = self.model.index is None and self.first_stage.item_factors.size <= _QUICK_PRODUCT
-        return is_first_alone and is_small
+        n_items, factors = self.first_stage.item_factors.shape
+        is_small = n_items <= _QUICK_ITEMS and n_items * factors <= _QUICK_PRODUCT
+        return is_first_alone and is_small and n_liked * factors**2 <= _QUICK_FOLD_IN
 
     def _is_plain(self, options: ListOptions) -> bool:
         """Tell whether the first stage is all that was asked for, which excludes its standing in for the second."""
@@ -249,11 +257,12 @@ class Recommender:
         """Recommend to known users by the first stage alone, all at once."""
         if len(users) == 1:
             return [self._recommend_plainly(int(users[0]), k, wanted)]
-        first = self.first_stage
-        rankings = [Ranking("als", *listed) for listed in first.best_of_known(users, k, wanted)]
-        for place in np.flatnonzero(~first.has_positives(users)).tolist():
-            rankings[place] = self._recommend_plainly(int(users[place]), k, wanted)
-        return rankings
+        has_positives = self.first_stage.has_positives(users)
+        scored = iter(self.first_stage.best_of_known(users[has_positives], k, wanted))
+        return [
+            Ranking("als", *next(scored)) if has else self._recommend_plainly(user, k, wanted)
+            for user, has in zip(users.tolist(), np.atleast_1d(has_positives).tolist(), strict=True)
+        ]
 
     def _answer(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from app.filters import Filter
@@ -15,6 +15,7 @@ MAX_ID = 2**63 - 1
 MAX_EXCLUDED, MAX_GENRES = 1_000, 20
 MAX_K, MAX_BATCH = 100, 1_000
 MAX_YEAR = 9999
+MAX_MEMBERS = 30  # of a body: more than there are options
 
 _TOY_STORY = {
     "movie_id": 1,
@@ -176,6 +177,14 @@ class BatchRequest(BaseModel):
     calibrate: _StrictDial = 0.0
     explain: bool = Field(False, strict=True)
     ranker: bool = Field(True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_members(cls, members: object) -> object:
+        """Refuse what could only be an attack before each unknown member becomes an error of its own."""
+        if isinstance(members, dict) and len(members) > MAX_MEMBERS:
+            raise ValueError(f"expected at most {MAX_MEMBERS} members, got {len(members)}")
+        return members
 
     @field_validator("year_max")
     @classmethod

@@ -23,6 +23,8 @@ Listed = tuple[NDArray[np.int64], NDArray[np.float32]]  # item indices, best fir
 
 _BINS_PER_PLACE = 8  # so that two of the best rarely share a bin, and little more than k has to be scored again
 _MIN_BINS = 256  # fewer do not make it faster
+_PAIRS = 2**14  # that are scored exactly at a time
+_LEAST_ROWS = 16  # of a block, however many items there are
 _FEW = 6  # users; OpenBLAS takes twice as long for 2 together as one after the other, as long for 4, and less for 8
 _LOWEST = np.finfo(np.float32).min  # the score that is just above EXCLUDED
 _BLOCK_BYTES = 2**22  # of scores: what stays in the cache between the product and the search through it
@@ -74,8 +76,8 @@ class ExactSearch:
         # n·ε·‖x‖‖y‖, whatever the order of summation (Higham, "Accuracy and Stability of Numerical Algorithms", section
         # 3.1), and by the smallest number for each term that is too small for full precision. One term more is for the
         # rounding, one for the weight.
-        lengths, n_terms, float32 = _lengths(item_factors), item_factors.shape[1] + 2, np.finfo(np.float32)
-        longest = float((lengths if weights is None else lengths * weights).max(initial=0))
+        length, n_terms, float32 = lengths(item_factors), item_factors.shape[1] + 2, np.finfo(np.float32)
+        longest = float((length if weights is None else length * weights).max(initial=0))
         heaviest = 1.0 if weights is None else float(weights.max(initial=1))
         self._uncertainty = 2 * n_terms * float(float32.eps) * longest  # of a user of length 1
         self._underflow = 2 * n_terms * float(float32.smallest_subnormal) * heaviest  # of any user
@@ -102,7 +104,7 @@ class ExactSearch:
         pool : Executor, optional
             Threads to search blocks of users with, which changes no bit of the result.
         """
-        n_rows = max(1, _BLOCK_BYTES // (4 * max(1, len(self.item_factors))))
+        n_rows = max(_LEAST_ROWS, _BLOCK_BYTES // (4 * max(1, len(self.item_factors))))
         rows, items = excluded
 
         def search(start: int) -> Best:
@@ -127,7 +129,7 @@ class ExactSearch:
         scores.ravel()[rows * scores.shape[1] + items] = EXCLUDED  # in a third of the time that pairs take
         if allowed is not None:
             scores[:, ~allowed] = EXCLUDED
-        slack = _lengths(user_factors) * self._uncertainty + self._underflow
+        slack = lengths(user_factors) * self._uncertainty + self._underflow
         least = np.maximum(_lower_bounds(scores, k) - slack, _LOWEST).astype(np.float32)
         rows, items = np.divmod(np.flatnonzero(scores >= least[:, None]), scores.shape[1])
         return self._order(user_factors, k, rows, items)
@@ -145,7 +147,7 @@ class ExactSearch:
         self, user_factors: NDArray[np.float32], k: int, rows: NDArray[np.integer], items: NDArray[np.integer]
     ) -> Best:
         """Score candidates, given by rising rows, exactly, and return the ``k`` best of each row."""
-        scores = self._exact(items, user_factors.astype(np.float64)[rows])
+        scores = self._exact(items, user_factors[rows])
         by_score = np.lexsort((items, -scores, rows))
         starts = np.searchsorted(rows, np.arange(len(user_factors) + 1))
         place = np.arange(len(rows)) - starts[rows]  # within its list, since by_score keeps the rows where they are
@@ -180,18 +182,21 @@ class ExactSearch:
 
     def _exact(self, items: NDArray[np.integer], user_factors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the scores of pairs of an item and a user, or of items and the one user."""
-        one, other = self.item_factors[items].astype(np.float64), user_factors.astype(np.float64, copy=False)
-        exact = np.einsum("ij,ij->i", one, other)
+        exact = np.empty(len(items))
+        for start in range(0, len(items), _PAIRS):  # all of them only where they are all alike
+            part = slice(start, start + _PAIRS)
+            one, other = self.item_factors[items[part]], user_factors if len(user_factors) == 1 else user_factors[part]
+            exact[part] = np.einsum("ij,ij->i", one.astype(np.float64), other.astype(np.float64))
         if self.weights is not None:
             exact *= self.weights[items]
         scores: NDArray[np.float32] = exact.astype(np.float32)
         return scores
 
 
-def _lengths(factors: NDArray[np.float32]) -> NDArray[np.float64]:
+def lengths(factors: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the length of each row; in float32 the squares of 1e-23 and 1e20 would be 0 and infinity."""
-    lengths: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", factors, factors, dtype=np.float64))
-    return lengths
+    length: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", factors, factors, dtype=np.float64))
+    return length
 
 
 def _lower_bounds(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:

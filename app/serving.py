@@ -30,7 +30,6 @@ log = logging.getLogger("uvicorn.error")
 
 _WARM_UP = (ListOptions(), ListOptions(ranker=False), ListOptions(dials=Dials(0.1, 0.1, 0.1), explain=True))
 _N_LIKED = 3  # movies that the warm-up folds in
-_FEW_TITLES = 100_000  # are read in a second; more, when somebody first looks for one
 _RETRY_SECONDS = 300.0  # what was refused for want of memory, say, is intact and will not change
 
 
@@ -213,8 +212,7 @@ def _warm_up(recommender: Recommender) -> None:
                 raise RuntimeError("its second stage failed")
         recommender.recommend_cold(liked, 10, options)
     recommender.similar(liked[0], 10)
-    if len(recommender.model.items) <= _FEW_TITLES:
-        recommender.titles.search("the", 1)
+    recommender.titles.search("the", 1)
 
 
 def _reason_of(error: Exception) -> str:

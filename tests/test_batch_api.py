@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.main import create_app
+from app.recommender import Ranking, Recommender
 from app.registry import publish
 from app.settings import Settings
-from tests.models import BIG_USER, LIKES_NOTHING, LIKES_ONE, make_model, serve, trained
+from tests.models import BIG_USER, LIKES_NOTHING, LIKES_ONE, in_memory, make_model, serve, trained
 
 Get = Callable[..., httpx.Response]
 PATH = "/recommend/batch"
@@ -424,3 +426,46 @@ def test_a_batch_is_answered_by_the_version_of_the_moment(tmp_path: Path) -> Non
         after = ask(get, {"user_ids": [1]}).json()
     assert before["version"] != after["version"]
     assert before["results"] != after["results"]
+
+
+# --- what it may cost
+
+
+def test_a_thousand_users_without_positives_take_no_memory_for_it() -> None:
+    """Their factor is zero, so that all movies are as good: to score each again would take gigabytes."""
+    recommender = Recommender(in_memory(trained()[1]))
+    alone = recommender.recommend(LIKES_NOTHING, 10)
+    tracemalloc.start()
+    rankings = recommender.recommend_many([LIKES_NOTHING] * 1_000, 10)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6
+    for ranking in rankings:
+        assert ranking is not None
+        assert (ranking.source, ranking.item_indices.tolist()) == ("popular", alone.item_indices.tolist())
+
+
+def test_a_body_of_thousands_of_unknown_members_is_refused_in_few_words(get: Get) -> None:
+    response = ask(get, {"user_ids": [1], **{f"a{place}": 0 for place in range(50_000)}})
+    assert response.status_code == 422
+    assert "at most 30 members, got 50001" in response.json()["detail"]
+    assert len(response.content) < 1_000
+
+
+def test_others_take_turns_with_a_long_batch(get_trained: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch through the second stage is computed a few lists at a time."""
+    sizes = []
+    recommend_many = Recommender.recommend_many
+
+    def watch(self: Recommender, user_ids: list[int], *wanted: Any) -> list[Ranking | None]:
+        sizes.append(len(user_ids))
+        return recommend_many(self, user_ids, *wanted)
+
+    monkeypatch.setattr(Recommender, "recommend_many", watch)
+    user_ids = [*range(1, 51)]
+    answer = ask(get_trained, {"user_ids": user_ids, "k": 2}).json()
+    assert [entry["user_id"] for entry in answer["results"]] == user_ids
+    assert sizes == [20, 20, 10]
+    sizes.clear()
+    ask(get_trained, {"user_ids": user_ids, "k": 2, "ranker": False})
+    assert sizes == [50]

@@ -30,7 +30,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.routers import problems
+from app.routers import edge, problems
 from app.routers.edge import MAX_PARAMETERS, MAX_QUERY_BYTES, PROBES, Edge
 from app.telemetry import Telemetry
 from tests.test_telemetry import Found, read
@@ -459,6 +459,22 @@ def test_what_nobody_caught_is_a_problem_and_one_entry_in_the_log(
     assert "secret" in caplog.text
     assert "mine" in record.getMessage()
     assert service.requests() == {("GET", "/fail", "500"): 1}
+
+
+def test_a_body_that_does_not_arrive_in_time_is_not_waited_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would keep its place among the requests that are worked on, and hold up a shutdown."""
+    monkeypatch.setattr(edge, "READ_SECONDS", 0.05)
+
+    async def slow_body() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(60)
+
+    response = service.ask("/echo", "POST", content=slow_body())
+    problem = assert_problem(response, 408, "about:blank")
+    assert "within 0.05 s" in problem["detail"]
+    assert response.headers["connection"] == "close"
 
 
 def test_after_an_answer_has_begun_no_second_one_is_sent(caplog: pytest.LogCaptureFixture) -> None:

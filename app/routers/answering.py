@@ -40,6 +40,8 @@ class Order:
         Make the list, and the body of the answer.
     plain : (int, int), optional
         User id and k where nothing else is wished: such lists may be made together.
+    n_liked : int
+        How many movies are to be folded in for it.
     """
 
     endpoint: str
@@ -48,6 +50,7 @@ class Order:
     compute: Callable[[Recommender], Ranking]
     write: Callable[[Recommender, Ranking], bytes]
     plain: tuple[int, int] | None = None
+    n_liked: int = 0
 
     def make(self, recommender: Recommender) -> tuple[Cached, bool]:
         """Return the answer, and whether the first stage stood in for the second."""
@@ -76,7 +79,7 @@ class Answering:
         key: CacheKey = (recommender.model.version, order.endpoint, NO_HISTORY, *order.parameters.key())
         found, level, failed = self._cache.local_get(key), "local", False
         if found is None:
-            find = self._find_quickly if recommender.is_quick(order.options) else self._find
+            find = self._find_quickly if recommender.is_quick(order.options, order.n_liked) else self._find
             found, level, failed = await find(recommender, key, order)
         self._telemetry.count_list(found.source, failed)
         note(request, version=recommender.model.version, source=found.source, cache=level)

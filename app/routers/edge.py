@@ -30,7 +30,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.logs import log_request
-from app.routers.problems import MEDIA_TYPE, problem_body
+from app.routers.problems import FAULT, MEDIA_TYPE, problem_body
+from app.routers.quick import path_of
 from app.telemetry import Telemetry
 
 MAX_QUERY_BYTES = 60_000  # 500 liked and 1,000 excluded ids of 19 digits, each in a parameter of its own, are 41,000
@@ -39,6 +40,7 @@ PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # an overloade
 UNMATCHED = "unmatched"
 CALLER_LEFT = 499  # nginx's word for it; nobody is answered with it
 
+READ_SECONDS = 10.0  # for a body to arrive
 _LINGER_SECONDS = 2.0  # for the rest of a body that is too large
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
@@ -54,7 +56,6 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'{hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "font-src data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_FAULT = "The service failed on this request; its log says why."
 log = logging.getLogger("uvicorn.error")
 
 
@@ -109,9 +110,7 @@ class Edge:
             return
         began = perf_counter()
         headers = dict(scope["headers"])
-        path: str = scope["path"]
-        if root := scope.get("root_path"):
-            path = path.removeprefix(root.rstrip("/"))
+        path = path_of(scope)
         request_id = headers.get(b"x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = b"%b-%x" % (self._prefix, self._next())
@@ -176,7 +175,7 @@ class Edge:
             log.error("%s %s failed, request %s", method, route, request_id, exc_info=error, extra=extra)
         if not (exchange.status or exchange.is_gone):
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            fault = _Refusal(status, "fault", problem_body(status, _FAULT))
+            fault = _Refusal(status, "fault", problem_body(status, FAULT))
             await self._with_cors(fault)(scope, exchange.rest, exchange.send)
 
     def _record(self, scope: Scope, path: str, is_probe: bool, exchange: _Exchange, seconds: float) -> None:
@@ -196,7 +195,8 @@ class _Exchange:
     """
 
     status = 0
-    is_complete = is_gone = is_too_large = False
+    is_complete = is_gone = is_too_large = _is_read = False
+    _deadline: float | None = None
     policy = _POLICY
 
     def __init__(self, receive: Receive, send: Send, request_id: bytes, max_body_bytes: int) -> None:
@@ -211,10 +211,12 @@ class _Exchange:
         Raises
         ------
         HTTPException
-            413 when the body has grown beyond its limit. Whatever the application makes of it is not sent.
+            413 when the body has grown beyond its limit. Whatever the application makes of it is not sent. 408 when it
+            is not there in time: it would keep its place among the requests that are worked on, and hold up a shutdown.
         """
-        message = await self.rest()
+        message = await (self.rest() if self._is_read else self._receive_in_time())
         if message["type"] == "http.request":
+            self._is_read = not message.get("more_body")
             self._n_left -= len(message.get("body", b""))
             if self._n_left < 0:
                 self.is_too_large = True
@@ -222,6 +224,16 @@ class _Exchange:
         elif not self.is_complete:
             self.is_gone = True
         return message
+
+    async def _receive_in_time(self) -> Message:
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + READ_SECONDS
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self.rest()
+        except TimeoutError:
+            detail = f"expected the whole body within {READ_SECONDS:g} s; send it again, at once"
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail, {"Connection": "close"}) from None
 
     def send(self, message: Message) -> Awaitable[None]:
         """Hand on a piece of the answer."""

@@ -46,6 +46,7 @@ _STATUS = {
     "no-model": HTTPStatus.SERVICE_UNAVAILABLE,
     "overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
     "too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "too-slow": HTTPStatus.REQUEST_TIMEOUT,
     "uri-too-long": HTTPStatus.REQUEST_URI_TOO_LONG,
 }
 _MAX_NAME = 40  # characters of a member's name, which the caller wrote
@@ -53,6 +54,7 @@ _REMEDIES = {  # by Pydantic's type of error, where its own words do not help
     "json_invalid": "expected JSON",
     "model_attributes_type": "expected a JSON object, sent with the header Content-Type: application/json",
 }
+FAULT = "The service failed on this request; its log says why."
 _REFUSAL = "HTTPValidationError"  # FastAPI's own, which nobody is answered with here
 UNAUTHORIZED = "expected the header Authorization: Bearer followed by the token that RECS_ADMIN_TOKEN holds"
 ADMIN_DISABLED = (
@@ -65,6 +67,9 @@ _EXAMPLES = {
     "admin-disabled": ADMIN_DISABLED,
     "unknown-user": str(UnknownUserError(999_999)),
     "unknown-movie": str(UnknownMovieError(999_999)),
+    "overloaded": "256 requests are being worked on, as many as may be; try again in a second",
+    "too-slow": "expected the whole body within 10 s; send it again, at once",
+    "uri-too-long": "the query string has 70000 bytes, expected at most 60000; name fewer ids",
     "too-large": "expected a body of at most 1048576 bytes, got more; ask for fewer at a time",
     "unknown-version": str(UnknownVersionError("20200101T000000Z-00000000")),
     "version-refused": "nothing to roll back to: no version was active before 20261123T101500Z-1a2b3c4d that is intact",
@@ -113,6 +118,7 @@ def install(app: FastAPI) -> None:
     """Make every error of the application a problem, and describe problems in its OpenAPI document."""
     for expected in EXPECTED:
         app.add_exception_handler(expected, answer)
+    app.add_exception_handler(Exception, _on_fault)
     describe = app.openapi
 
     def describe_with_problems() -> dict[str, Any]:
@@ -127,6 +133,7 @@ def install(app: FastAPI) -> None:
                         parameter["example"] = examples[0]
                 if _REFUSAL in str(operation["responses"].get("422")):
                     del operation["responses"]["422"]  # a path that takes any text
+                _describe_limits(operation)
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         for name in (_REFUSAL, "ValidationError"):
             document["components"]["schemas"].pop(name, None)
@@ -134,6 +141,15 @@ def install(app: FastAPI) -> None:
         return document
 
     app.openapi = describe_with_problems  # type: ignore[method-assign]
+
+
+def _describe_limits(operation: dict[str, Any]) -> None:
+    """Add what the edge may answer in place of any endpoint."""
+    limits = ["too-large", "uri-too-long", "invalid-parameter", "overloaded"]
+    if "requestBody" in operation:
+        limits.append("too-slow")
+    for status, described in responses(*limits).items():
+        operation["responses"].setdefault(str(status), described)
 
 
 async def _on_domain_error(request: Request, error: Exception) -> Response:
@@ -191,6 +207,11 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Respon
     RequestValidationError: _on_invalid_parameter,
     HTTPException: _on_http_error,
 }
+
+
+async def _on_fault(_request: Request, _error: Exception) -> Response:
+    # The log has the traceback; the caller learns nothing about our insides.
+    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, FAULT)
 
 
 def _problem(

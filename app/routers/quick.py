@@ -57,7 +57,7 @@ class QuickLane:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = self._routes.get(_path(scope)) if scope["type"] == "http" and scope["method"] == "GET" else None
+        found = self._routes.get(path_of(scope)) if scope["type"] == "http" and scope["method"] == "GET" else None
         if found is None:
             await self._app(scope, receive, send)
             return
@@ -70,7 +70,7 @@ class QuickLane:
         await response(scope, receive, send)
 
 
-def _path(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
     """Return the path below the prefix that the server was told, where it has that."""
     path, root = scope["path"], scope.get("root_path", "").rstrip("/")
     return str(path[len(root) :] if root and path.startswith(f"{root}/") else path)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from app.verification import damaged
 
-INDEX = "index.usearch"  # file of a version folder; which only large catalogues have
-# Movies from which an index is built: exact scoring of 64 factors takes 2 ms here, and the index saves 1.6 of them. Of
-# 100,000 movies, whose factors fit a processor's cache, it takes 0.7 ms, which is no reason to give up exactness.
+INDEX = "index.usearch"  # file of a version folder, which only large catalogues have
+# Movies from which an index is built: exact scoring of 64 factors takes 2 ms here, and the index saves 1.8 of them. Of
+# 100,000 movies, whose factors fit a processor's cache, it takes 0.9 ms, which is no reason to give up exactness.
 THRESHOLD = 200_000
 CONNECTIVITY = 16  # edges of a movie on each upper level of the graph, twice as many on the lowest
 EXPANSION_ADD = 64  # movies looked at to find a new one's edges

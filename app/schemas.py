@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic.json_schema import SkipJsonSchema
 
 from app.filters import Filter
 from app.recommender import ListOptions, ListSource
@@ -169,8 +168,8 @@ class BatchRequest(BaseModel):
     user_ids: list[_StrictId] = Field(min_length=1, max_length=MAX_BATCH, description="Repetitions are answered, too.")
     k: int = Field(10, strict=True, ge=1, le=MAX_K, description="How many movies to list for each.")
     genre: list[str] = Field([], max_length=MAX_GENRES)
-    year_min: _StrictYear | SkipJsonSchema[None] = None
-    year_max: _StrictYear | SkipJsonSchema[None] = None
+    year_min: _StrictYear | None = None
+    year_max: _StrictYear | None = None
     exclude: list[_StrictId] = Field([], max_length=MAX_EXCLUDED)
     novelty: _StrictDial = 0.0
     diversity: _StrictDial = 0.0

@@ -147,6 +147,7 @@ def build_tables(
         ``Dataset.tags``, those that may be counted.
     """
     movies = movies.set_index("movie_id").reindex(items.ids)
+    # As objects: where pyarrow is installed, pandas 3.1 takes its own text apart wrongly.
     genres = movies["genres"].fillna("").astype(object).str.get_dummies("|")
     n_items = len(items)
     newest = _newest(history)

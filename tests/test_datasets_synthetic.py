@@ -104,7 +104,7 @@ def test_ratings_come_in_sessions(data: RawData) -> None:
 
 
 def test_neighbours_within_a_session_share_more_genres_than_strangers(data: RawData) -> None:
-    has_genre = data.movies["genres"].str.get_dummies().set_axis(data.movies["movie_id"]).to_numpy()
+    has_genre = data.movies["genres"].astype(object).str.get_dummies().set_axis(data.movies["movie_id"]).to_numpy()
     index = pd.Index(data.movies["movie_id"]).get_indexer(data.ratings["movie_id"])
     item = has_genre[index]  # (n_ratings, 18)
     same_user = data.ratings["user_id"].to_numpy()[1:] == data.ratings["user_id"].to_numpy()[:-1]

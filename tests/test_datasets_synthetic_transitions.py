@@ -70,7 +70,7 @@ def test_successors_are_neighbours_in_popularity() -> None:
 def test_successors_do_not_share_a_taste(plain: RawData, planted: RawData) -> None:
     """A movie and its successor agree in genres no more than two movies do that have nothing in common."""
     movies = plain.movies.set_index("movie_id")
-    has_genre = movies["genres"].str.get_dummies()
+    has_genre = movies["genres"].astype(object).str.get_dummies()
     pairs = transitions_of(planted.ratings)[is_planted(plain, planted)[~opens_session(planted.ratings)]]
     before = has_genre.loc[pairs["before"]].to_numpy()
     after = has_genre.loc[pairs["movie"]].to_numpy()

@@ -20,6 +20,7 @@ from app.evaluation import N_FOLDS, cold_start, measure_cold_start
 from app.evaluation.cold_start import N_LIKED
 from app.evaluation.lists import rank
 from app.fold_in import gramian, solve_user_factor
+from app.movies import Movie, build_movies
 from app.ranking import PADDING
 from app.recommender import Recommender
 from tests.models import in_memory, make_model
@@ -229,9 +230,8 @@ def lists_of(fold: cold_start._Fold, config: AlsConfig) -> dict[str, list[list[i
 def test_order_is_that_of_the_service_for_the_same_likes(config: AlsConfig) -> None:
     fold = make_fold(LIKED, 4)
     items = IdMap(np.arange(1000, 1012))
-    model = replace(
-        in_memory(make_model()), als_config=config, items=items, factors=fold.factors, popularity=fold.popularity
-    )
+    movies = build_movies([Movie(movie_id, "", (), None, "", "") for movie_id in items.ids.tolist()], fold.popularity)
+    model = replace(in_memory(make_model()), als_config=config, items=items, factors=fold.factors, movies=movies)
     lists = lists_of(fold, config)["als"]
     for user, liked in LIKED.items():
         served = Recommender(model).recommend_cold((items.ids[liked]).tolist(), 12)

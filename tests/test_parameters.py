@@ -260,18 +260,18 @@ def test_bad_excluded_ids_are_named(get_small: Get, path: str, value: str) -> No
 
 
 @pytest.mark.parametrize("path", LISTS)
-def test_1000_different_excluded_ids_are_allowed_and_1001_are_not(get_small: Get, path: str) -> None:
+def test_1000_excluded_ids_are_allowed_and_1001_are_not(get_small: Get, path: str) -> None:
     listed = ",".join(str(2**62 + n) for n in range(1_000))
-    assert get_small(f"{path}&exclude={listed}&exclude={2**62}").status_code == 200
+    assert get_small(f"{path}&exclude={listed}").status_code == 200
     assert "1000" in assert_refused(get_small(f"{path}&exclude={listed},1"), "exclude")
+    assert "1000" in assert_refused(get_small(f"{path}&exclude={listed}&exclude={2**62}"), "exclude")
 
 
 @pytest.mark.parametrize("path", LISTS)
-def test_20_different_genres_are_allowed_and_21_are_not(get_small: Get, path: str) -> None:
-    many = "&".join(["genre=DRAMA", "genre=drama"] * 30)
+def test_20_genres_are_allowed_and_21_are_not(get_small: Get, path: str) -> None:
+    many = "&".join(["genre=DRAMA", "genre=drama"] * 10)
     assert get_small(f"{path}&{many}").status_code == 200
-    different = "&".join(f"genre={n}" for n in range(21))
-    assert "at most 20" in assert_refused(get_small(f"{path}&{different}"), "genre")
+    assert "at most 20" in assert_refused(get_small(f"{path}&{many}&genre=drama"), "genre")
 
 
 @pytest.mark.parametrize("value", ["", "Popular", "error,popular", "none", "true", "x" * 5_000])

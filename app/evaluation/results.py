@@ -75,7 +75,8 @@ def describe_catalogue(task: RankingTask, movies: pd.DataFrame) -> Catalogue:
     popularity = np.bincount(task.user_items.indices, minlength=len(task.items))
     by_id = movies.set_index("movie_id")["genres"].reindex(task.items.ids, fill_value="")
     mixtures = by_id.drop_duplicates()  # many movies have the same genres, and taking text apart is slow
-    dummies = mixtures.str.get_dummies("|").set_axis(mixtures)
+    # As objects: where pyarrow is installed, pandas 3.1 takes its own text apart wrongly.
+    dummies = mixtures.astype(object).str.get_dummies("|").set_axis(mixtures)
     genres = dummies.loc[by_id].to_numpy(dtype=np.float32)
     return Catalogue(popularity, popularity_bands(popularity), genres)
 

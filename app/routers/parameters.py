@@ -24,7 +24,7 @@ MAX_DIGITS = 19
 MAX_LIKED = 500
 MAX_QUERY = 200
 _DIGITS = re.compile(r"[0-9]+")
-_DECIMAL = re.compile(r"[0-9]{1,3}(\.[0-9]{1,17})?|\.[0-9]{1,17}")
+_DECIMAL = re.compile(r"([0-9]{1,3}(\.[0-9]{1,30})?|\.[0-9]{1,30})([eE]-?[0-9]{1,3})?")  # as programs write floats, too
 COMMA_SEPARATED = ("liked", "exclude")  # OpenAPI's "form, explode: false", for which FastAPI has no word
 
 
@@ -51,33 +51,28 @@ def _parse_whole_number(text: object, highest: int) -> int:
 
 def parse_liked(values: object) -> tuple[int, ...]:
     """Parse comma-separated ids, dropping repetitions; the parameter itself may be repeated, and may be empty."""
-    ids = _parse_ids(values)
-    if len(ids) > MAX_LIKED:
-        raise ValueError(f"expected at most {MAX_LIKED} different ids, got {len(ids)}; send the most telling ones")
-    return ids
+    return _parse_ids(values, MAX_LIKED, "; send the most telling ones")
 
 
 def parse_excluded(values: object) -> tuple[int, ...]:
     """Parse comma-separated ids as ``parse_liked`` does, in rising order, which makes no difference."""
-    ids = _parse_ids(values)
-    if len(ids) > MAX_EXCLUDED:
-        raise ValueError(f"expected at most {MAX_EXCLUDED} different ids, got {len(ids)}")
-    return tuple(sorted(ids))
+    return tuple(sorted(_parse_ids(values, MAX_EXCLUDED)))
 
 
-def _parse_ids(values: object) -> tuple[int, ...]:
+def _parse_ids(values: object, most: int, remedy: str = "") -> tuple[int, ...]:
     assert isinstance(values, list)
-    texts = ",".join(filter(None, values))
-    return tuple(dict.fromkeys(parse_id(text) for text in texts.split(","))) if texts else ()
+    texts = ",".join(filter(None, values)).split(",") if any(values) else []
+    if len(texts) > most:
+        raise ValueError(f"expected at most {most} ids, got {len(texts)}{remedy}")
+    return tuple(dict.fromkeys(map(parse_id, texts)))
 
 
 def parse_genres(values: object) -> tuple[str, ...]:
     """Parse genres in any order; which there are is known to the model, not here."""
     assert isinstance(values, list)
-    genres = tuple(sorted({value.casefold() for value in values if value}))
-    if len(genres) > MAX_GENRES:
-        raise ValueError(f"expected at most {MAX_GENRES} different genres, got {len(genres)}")
-    return genres
+    if len(values) > MAX_GENRES:
+        raise ValueError(f"expected at most {MAX_GENRES} genres, got {len(values)}")
+    return tuple(sorted({value.casefold() for value in values if value}))
 
 
 def _shorten(value: object) -> str:

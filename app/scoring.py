@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import local
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ Listed = tuple[NDArray[np.int64], NDArray[np.float32]]  # item indices, best fir
 
 _BINS_PER_PLACE = 8  # so that two of the best rarely share a bin, and little more than k has to be scored again
 _MIN_BINS = 256  # fewer do not make it faster
-_PAIRS = 2**14  # that are scored exactly at a time
+_MOST_SCRATCH = 2**21  # scores
+_PAIRS = 512  # that are scored exactly at a time, in memory that need not be asked for again
 _LEAST_ROWS = 16  # of a block, however many items there are
 _FEW = 6  # users; OpenBLAS takes twice as long for 2 together as one after the other, as long for 4, and less for 8
 _LOWEST = np.finfo(np.float32).min  # the score that is just above EXCLUDED
@@ -56,6 +58,22 @@ class Best:
             yield self.item_indices[start:end], self.scores[start:end]
 
 
+class _Scratch(local):
+    """Memory that each thread uses again: to be given new pages for every block takes longer than to fill them."""
+
+    scores = np.empty(0, dtype=np.float32)
+    is_among = np.empty(0, dtype=np.bool_)
+
+    def space(self, n_rows: int, n_items: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return two arrays of shape (n_rows, n_items), whatever is in them, until the thread's next call."""
+        n = n_rows * n_items
+        if n > _MOST_SCRATCH:  # not to be kept for good
+            return np.empty((n_rows, n_items), dtype=np.float32), np.empty((n_rows, n_items), dtype=np.bool_)
+        if n > len(self.scores):
+            self.scores, self.is_among = np.empty(n, dtype=np.float32), np.empty(n, dtype=np.bool_)
+        return self.scores[:n].reshape(n_rows, n_items), self.is_among[:n].reshape(n_rows, n_items)
+
+
 class ExactSearch:
     """The movies' factors, ready to be searched for the best.
 
@@ -71,6 +89,7 @@ class ExactSearch:
 
     def __init__(self, item_factors: NDArray[np.float32], weights: NDArray[np.float32] | None = None) -> None:
         self.item_factors = item_factors
+        self._scratch = _Scratch()
         self.weights = weights
         # By how much two float32 scores may stand in the wrong order: a product of n terms is wrong by at most
         # n·ε·‖x‖‖y‖, whatever the order of summation (Higham, "Accuracy and Stability of Numerical Algorithms", section
@@ -122,7 +141,8 @@ class ExactSearch:
         excluded: tuple[NDArray[np.integer], NDArray[np.integer]],
         allowed: NDArray[np.bool_] | None,
     ) -> Best:
-        scores = self._products(user_factors)
+        scores, is_among = self._scratch.space(len(user_factors), len(self.item_factors))
+        self._multiply(user_factors, scores)
         if self.weights is not None:
             scores *= self.weights
         rows, items = excluded
@@ -131,17 +151,17 @@ class ExactSearch:
             scores[:, ~allowed] = EXCLUDED
         slack = lengths(user_factors) * self._uncertainty + self._underflow
         least = np.maximum(_lower_bounds(scores, k) - slack, _LOWEST).astype(np.float32)
-        rows, items = np.divmod(np.flatnonzero(scores >= least[:, None]), scores.shape[1])
+        np.greater_equal(scores, least[:, None], out=is_among)
+        rows, items = np.divmod(np.flatnonzero(is_among), scores.shape[1])
         return self._order(user_factors, k, rows, items)
 
-    def _products(self, user_factors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return XYᵀ, (n_users, n_items), by products with one user each where BLAS takes longer for a few together."""
+    def _multiply(self, user_factors: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+        """Write XYᵀ, (n_users, n_items), by products with one user each where BLAS takes longer for a few together."""
         if len(user_factors) >= _FEW:
-            return user_factors @ self.item_factors.T
-        scores = np.empty((len(user_factors), len(self.item_factors)), dtype=np.float32)
+            np.matmul(user_factors, self.item_factors.T, out=scores)
+            return
         for row, user_factor in enumerate(user_factors):
             np.dot(self.item_factors, user_factor, out=scores[row])
-        return scores
 
     def _order(
         self, user_factors: NDArray[np.float32], k: int, rows: NDArray[np.integer], items: NDArray[np.integer]

@@ -95,8 +95,12 @@ def running(app: str, *options: str, log: Path | None = None, **environment: obj
 
 
 def clean(environment: Mapping[str, object]) -> dict[str, str]:
-    """Return our environment without settings of a service, with these variables instead."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("RECS_", "PROMETHEUS_"))}
+    """Return our environment without settings of a service and of its BLAS, with these variables instead.
+
+    A user's BLAS chooses its kernels by the processor; where somebody chose for it, every product is another.
+    """
+    foreign = ("RECS_", "PROMETHEUS_", "OPENBLAS_")
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])}
     return {**ours, **paths, **{name: str(value) for name, value in environment.items()}}
 

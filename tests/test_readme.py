@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from app.cli import cli as operators
 from app.cli import models
 from app.main import create_app
 from app.settings import Settings
@@ -44,16 +45,20 @@ def test_every_endpoint_is_in_the_table() -> None:
 
 
 def test_options_that_readme_names_exist() -> None:
-    commands = [*cli.registered_commands, *models.registered_commands]
+    commands = [*cli.registered_commands, *models.registered_commands, *operators.registered_commands]
     names = {name for command in commands for name in getattr(command.callback, "__annotations__", {})}
     known = {"--" + name.replace("_", "-") for name in names} | {
         "--json",
         "--no-refit",
+        "--no-ranker",
         "--no-report",
         "--help",
         "--seed",
     }
-    of_other_programs = {"--workers", "--rm", "--rounds", "--seeds", "--stage", "--log-level", "--log-config"}
+    of_other_programs = {
+        *("--timeout-graceful-shutdown", "--workers", "--log-level", "--log-config"),  # uvicorn
+        *("--rm", "--rounds", "--seconds", "--seeds", "--stage"),  # docker, benchmarks
+    }
     assert set(re.findall(r"--[a-z][a-z-]+", README)) - of_other_programs <= known
 
 

@@ -22,7 +22,7 @@ train: $(VENV)/.runtime  ## Train again and publish a new version
 	@$(BIN)/python train_als.py
 
 test: $(VENV)/.dev       ## Every test that is not marked slow
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(VENV)/.dev  ## The slow tests
 	@$(BIN)/python -m pytest -m slow

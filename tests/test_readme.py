@@ -187,8 +187,10 @@ def test_the_figures_of_the_second_stage_are_those_of_the_code(movielens_dir: Pa
         for printed, values in zip(table[row], cells, strict=True):
             assert printed == pytest.approx(values, abs=0.015), row  # trees differ between types of processors
     long_tail = next(row for row in tables("rated before that, or held-out movie") if row)["in the long tail"]
-    # Five of 159 users: README's are an Intel Xeon's; an AMD EPYC finds more (the interval ends at .097, not .077).
-    assert long_tail[-1] == pytest.approx(gain(gains["recall_long_tail@10"]), abs=0.03)
+    difference, *interval = gain(gains["recall_long_tail@10"])
+    assert long_tail[-1][0] == pytest.approx(difference, abs=0.02)
+    # README's are an Intel Xeon's; on an AMD EPYC three of the 159 users more are found, and the interval ends at .097.
+    assert long_tail[-1][1:] == pytest.approx(interval, abs=0.025)
     (dials,) = tables("dial")
     for dial, metric in {"novelty": "novelty@10", "diversity": "diversity@10"}.items():
         steps = found["second_stage"]["dials"][dial]

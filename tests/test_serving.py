@@ -839,6 +839,8 @@ def test_when_the_service_ends_nothing_is_left_running(folder: Path) -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(run())
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)  # anyio tells its threads to end, and does not wait for them
     assert set(threading.enumerate()) <= before
 
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits
 
 from app import __version__
@@ -79,14 +80,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for topic in (recommend, catalog):
         app.include_router(topic.quick)
         app.include_router(topic.router)
-    app.add_middleware(QuickLane, routes=[*recommend.quick.routes, *catalog.quick.routes])
-    app.add_middleware(
-        Edge,  # what is added last sees requests first
-        telemetry=telemetry,
-        max_body_bytes=settings.max_body_bytes,
-        max_concurrency=settings.max_concurrency,
-        cors_origins=settings.cors_origins.replace(",", " ").split(),
-    )
     app.include_router(models.router)
     app.include_router(ops.router)
 
@@ -94,7 +87,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def root(request: Request) -> RedirectResponse:
         return RedirectResponse(request.scope.get("root_path", "") + "/docs")
 
+    _put_layers(app, settings, telemetry)
     return app
+
+
+def _put_layers(app: FastAPI, settings: Settings, telemetry: Telemetry) -> None:
+    """Put our layers around those of FastAPI, of which the answers of the quick lane need none."""
+    build_inner_layers = app.build_middleware_stack
+
+    def build_layers() -> ASGIApp:
+        return Edge(
+            QuickLane(build_inner_layers(), [*recommend.quick.routes, *catalog.quick.routes]),
+            telemetry,
+            max_body_bytes=settings.max_body_bytes,
+            max_concurrency=settings.max_concurrency,
+            cors_origins=settings.cors_origins.replace(",", " ").split(),
+        )
+
+    app.build_middleware_stack = build_layers  # type: ignore[method-assign]
 
 
 app = create_app()

@@ -18,6 +18,7 @@ from starlette.types import Message
 
 from app.main import create_app
 from app.registry import publish
+from app.routers.edge import Edge
 from app.routers.parameters import ColdQuery, MovieQuery, Parameters, PopularQuery, SimilarQuery, UserQuery
 from app.routers.quick import QuickLane, _pairs, parse_query
 from app.settings import Settings
@@ -45,9 +46,11 @@ def app_of(artifacts_dir: Path) -> FastAPI:
 
 
 def without_lane(app: FastAPI) -> FastAPI:
-    n_before = len(app.user_middleware)
-    app.user_middleware = [each for each in app.user_middleware if str(each.cls) != str(QuickLane)]
-    assert len(app.user_middleware) == n_before - 1
+    edge = app.build_middleware_stack()
+    assert isinstance(edge, Edge)
+    assert isinstance(edge._app, QuickLane)
+    edge._app = edge._app._app
+    app.middleware_stack = edge
     return app
 
 

@@ -54,6 +54,20 @@ def alone(recommender: Recommender, user_id: int, k: int) -> Ranking | None:
     return recommender.recommend(user_id, k) if user_id != UNKNOWN else None
 
 
+async def after_a_crowd() -> Together:
+    """Return one whose last round had two requests: it expects company again."""
+    together, recommender = Together(), watched()
+    for each in [together.join(recommender, 1, 1) for _ in range(2)]:
+        if each:
+            await each
+    return together
+
+
+async def answered(together: Together, recommender: Recommender, user_id: int, k: int) -> Ranking | None:
+    joined = together.join(recommender, user_id, k)
+    return await joined if joined else alone(recommender, user_id, k)
+
+
 # --- one round
 
 
@@ -61,8 +75,8 @@ def alone(recommender: Recommender, user_id: int, k: int) -> Ranking | None:
 @settings(max_examples=60, deadline=None)
 def test_everybody_gets_what_they_would_alone(asked: list[tuple[int, int]]) -> None:
     async def run() -> list[Ranking | None]:
-        together = Together()
-        return await asyncio.gather(*(together.recommend(recommender, *each) for each in asked))
+        together = await after_a_crowd()
+        return await asyncio.gather(*(answered(together, recommender, *each) for each in asked))
 
     recommender = watched()
     for each, found in zip(asked, asyncio.run(run()), strict=True):
@@ -76,8 +90,8 @@ def test_users_of_a_trained_model_get_what_they_would_alone() -> None:
     asked = [(user_id, 1 + n * 37 % 100) for n, user_id in enumerate(users)]
 
     async def run() -> list[Ranking | None]:
-        together = Together()
-        return await asyncio.gather(*(together.recommend(recommender, *each) for each in asked))
+        together = await after_a_crowd()
+        return await asyncio.gather(*(answered(together, recommender, *each) for each in asked))
 
     for each, found in zip(asked, asyncio.run(run()), strict=True):
         assert_same(found, alone(recommender, *each))
@@ -85,23 +99,42 @@ def test_users_of_a_trained_model_get_what_they_would_alone() -> None:
 
 def test_nobody_waits_for_who_comes_later() -> None:
     async def run() -> None:
-        together = Together()
-        for _ in range(3):
-            found = await together.recommend(recommender, 1, 3)
-            assert_same(found, alone(recommender, 1, 3))
+        together = await after_a_crowd()
+        assert_same(await together.join(recommender, 1, 3), alone(recommender, 1, 3))
 
     recommender = watched()
     asyncio.run(run())
-    assert recommender.__dict__["asked"] == [[1], [1], [1]]
+    assert recommender.__dict__["asked"] == [[1]]
+
+
+def test_who_comes_alone_again_and_again_is_not_kept_back() -> None:
+    async def run() -> None:
+        together = Together()
+        for _ in range(3):
+            assert together.join(recommender, 1, 3) is None
+            await asyncio.sleep(0)
+        assert together.join(recommender, 1, 3) is None
+        second, third = together.join(recommender, 2, 3), together.join(recommender, 9, 3)
+        assert second
+        assert third
+        await second
+        first = together.join(recommender, 1, 3)
+        assert first
+        await first
+        assert together.join(recommender, 1, 3) is None
+
+    recommender = watched()
+    asyncio.run(run())
+    assert recommender.__dict__["asked"] == [[2, 9], [1]]
 
 
 def test_two_versions_of_one_round_answer_for_themselves() -> None:
     old, new = watched(0), watched(1)
 
     async def run() -> list[Ranking | None]:
-        together = Together()
+        together = await after_a_crowd()
         asked = [(old, 1), (old, 9), (new, 1), (new, UNKNOWN), (old, 2), (new, 9)]
-        return await asyncio.gather(*(together.recommend(recommender, user_id, 5) for recommender, user_id in asked))
+        return await asyncio.gather(*(answered(together, recommender, user_id, 5) for recommender, user_id in asked))
 
     found = asyncio.run(run())
     for ranking, (recommender, user_id) in zip(
@@ -113,8 +146,11 @@ def test_two_versions_of_one_round_answer_for_themselves() -> None:
 
 def test_who_leaves_costs_the_others_nothing() -> None:
     async def run() -> tuple[Ranking | None, Ranking | None]:
-        together = Together()
-        first, gone, last = (together.recommend(recommender, user_id, 5) for user_id in (1, 2, 9))
+        together = await after_a_crowd()
+        first, gone, last = (
+            asyncio.ensure_future(answered(together, recommender, user_id, 5)) for user_id in (1, 2, 9)
+        )
+        await asyncio.sleep(0)
         gone.cancel()
         found = await first, await last
         assert gone.cancelled()
@@ -128,11 +164,12 @@ def test_who_leaves_costs_the_others_nothing() -> None:
 
 def test_when_all_leave_nothing_is_left_over() -> None:
     async def run() -> None:
-        together = Together()
-        for each in [together.recommend(recommender, 1, 5) for _ in range(3)]:
+        together = await after_a_crowd()
+        for each in [together.join(recommender, 1, 5) for _ in range(3)]:
+            assert each
             each.cancel()
         await asyncio.sleep(0)
-        assert_same(await together.recommend(recommender, 1, 5), alone(recommender, 1, 5))
+        assert_same(await answered(together, recommender, 1, 5), alone(recommender, 1, 5))
 
     recommender = watched()
     asyncio.run(run())
@@ -146,13 +183,14 @@ def test_a_fault_reaches_everybody_of_the_round_and_nobody_after_it() -> None:
             return super().recommend_many(user_ids, *args)
 
     async def run() -> None:
-        together = Together()
-        asked = [together.recommend(recommender, user_id, 5) for user_id in (1, 2, 9)]
+        together = await after_a_crowd()
+        asked = [asyncio.ensure_future(answered(together, recommender, user_id, 5)) for user_id in (1, 2, 9)]
+        await asyncio.sleep(0)
         asked[2].cancel()
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert [str(error) for error in found[:2]] == ["boom", "boom"]
         assert isinstance(found[2], asyncio.CancelledError)
-        assert_same(await together.recommend(recommender, 1, 5), alone(recommender, 1, 5))
+        assert_same(await answered(together, recommender, 1, 5), alone(recommender, 1, 5))
 
     recommender = Failing(in_memory(make_model()))
     asyncio.run(run())
@@ -164,9 +202,9 @@ def test_a_fault_of_one_version_does_not_reach_the_other() -> None:
             raise RuntimeError("boom")
 
     async def run() -> list[Any]:
-        together = Together()
+        together = await after_a_crowd()
         asked = [(broken, 1), (intact, 1), (broken, 9)]
-        futures = (together.recommend(recommender, user_id, 5) for recommender, user_id in asked)
+        futures = (answered(together, recommender, user_id, 5) for recommender, user_id in asked)
         return await asyncio.gather(*futures, return_exceptions=True)
 
     broken, intact = Failing(in_memory(make_model())), watched()
@@ -251,6 +289,9 @@ def test_callers_that_leave_cost_the_others_nothing(artifacts_dir: Path) -> None
 def test_a_fault_is_one_problem_for_each(artifacts_dir: Path) -> None:
     class Broken(Recommender):
         def recommend_many(self, *_args: object) -> list[Ranking | None]:
+            raise RuntimeError("secret")
+
+        def recommend(self, *_args: object) -> Ranking:  # type: ignore[override]
             raise RuntimeError("secret")
 
     async def run() -> None:

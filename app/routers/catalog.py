@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.profiles import describe_user
 from app.recommender import Ranking, Recommender
-from app.routers.answering import Order, answering_of, json_response, note
+from app.routers.answering import JsonResponse, Order, answering_of, note
 from app.routers.bodies import found_body, json_members, list_body, movie_body
 from app.routers.parameters import Id, MovieQuery, PopularQuery, SimilarQuery
 from app.routers.problems import responses
@@ -77,7 +77,7 @@ async def movies(request: Request, query: Annotated[MovieQuery, Query()]) -> Res
         return found_body(json_members({"query": query.query, "k": query.k}) + b",", recommender, *found)
 
     note(request, version=recommender.model.version)
-    return json_response(await answering_of(request).beside(compute))
+    return JsonResponse(await answering_of(request).beside(compute))
 
 
 @router.get(
@@ -90,7 +90,7 @@ async def movie(request: Request, movie_id: MovieIdPath) -> Response:
     """Describe a movie of the catalogue, and how many positives it has."""
     recommender = recommender_of(request)
     note(request, version=recommender.model.version)
-    return json_response(movie_body(recommender, recommender.item_of(movie_id)))
+    return JsonResponse(movie_body(recommender, recommender.item_of(movie_id)))
 
 
 @router.get(

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app.errors import UnknownUserError
 from app.recommender import PLAIN, Ranking, Recommender
-from app.routers.answering import Order, answering_of, json_response, note
+from app.routers.answering import JsonResponse, Order, answering_of, note
 from app.routers.bodies import batch_body, json_members, list_body
 from app.routers.parameters import ColdQuery, UserQuery
 from app.routers.problems import responses
@@ -106,4 +106,4 @@ async def recommend_batch(request: Request, batch: BatchRequest) -> Response:
     for ranking in filter(None, rankings):
         telemetry.count_list(ranking.source, ranking.ranker_failed)
     note(request, version=recommender.model.version)
-    return json_response(body)
+    return JsonResponse(body)

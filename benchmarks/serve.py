@@ -185,6 +185,16 @@ def servers(artifacts_dir: Path, model: LoadedModel) -> Iterator[dict[str, Serve
         yield started
 
 
+@contextmanager
+def spinning(body: bytes, seconds: float) -> Iterator[Server]:
+    """Run an app meanwhile that is busy for so long before it answers with these bytes."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(body)
+        file.flush()
+        with running(STATIC, *QUIET, STATIC_BODY=file.name, STATIC_SPIN_SECONDS=seconds) as server:
+            yield server
+
+
 def list_rows(model: LoadedModel) -> Iterator[Row]:
     """Yield what is driven; single requests first, many at once last."""
     users, movies = model.users.ids.tolist(), model.items.ids.tolist()
@@ -258,26 +268,58 @@ def show_batch(single: Sequence[float], batch: Sequence[float]) -> dict[str, obj
     return {"ratios": ratios}
 
 
+@dataclass
+class Paced:
+    """Of each round: how long answers took, and the processor seconds of the server for each."""
+
+    paces: list[Pace] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        return [each.p99 / each.p50 for each in self.paces]
+
+    def measure(self, server: Server, paths: Sequence[str], rate: float, seconds: float) -> None:
+        def act(port: int) -> tuple[int, float]:
+            self.paces.append(pace(port, paths, rate, seconds))
+            return int(rate * seconds), seconds
+
+        self.costs.append(watch(server, act).cost)
+
+
 def show_latency(
     started: dict[str, Server], paths: Sequence[str], rate: float, rounds: int, seconds: float
 ) -> dict[str, object]:
-    """Ask both apps on the same schedule, in turns."""
-    found: dict[str, list[Pace]] = {"static": [], "service": []}
-    for _ in range(rounds):
-        for name, paces in found.items():
-            paces.append(pace(started[name].port, paths, rate, seconds))
+    """Ask the apps on the same schedule, in turns.
+
+    The third app spins for as long as the service computes. It has no work that could be uneven: its p99 is what this
+    machine's own pauses make of a server that is as busy.
+    """
+    first = {name: Paced() for name in ("static", "service")}
+    for name, paced in first.items():
+        paced.measure(started[name], paths, rate, seconds)
+    spin = max(0.0, first["service"].costs[0] - first["static"].costs[0])
+    found = {name: Paced() for name in ("static", "spinning", "service")}
+    with spinning(ask(started["static"].port, paths[0])[1], spin) as third:
+        for _ in range(rounds):
+            for name, paced in found.items():
+                paced.measure(third if name == "spinning" else started[name], paths, rate, seconds)
     table = Table(
         Column("milliseconds"),
-        *(Column(name, justify="right") for name in ("p50", "p99", "p99 / p50", "target", "sent late, p99")),
+        *(Column(name, justify="right") for name in ("p50", "p99", "p99 / p50", "target", "sent late, p99", "µs each")),
         title=f"At {rate:,.0f} requests a second, half of the most: median (least to most)",
     )
-    for name, paces in found.items():
-        ratios = [each.p99 / each.p50 for each in paces]
-        verdict = judge(statistics.median(ratios), MOST_P99, at_least=False) if name == "service" else ""
-        p50, p99, late = (span(values, ".2f") for values in zip(*paces, strict=True))
-        table.add_row(name, p50, p99, span(ratios, ".1f"), verdict, late)
+    for name, paced in found.items():
+        verdict = judge(statistics.median(paced.ratios), MOST_P99, at_least=False) if name == "service" else ""
+        p50, p99, late = (span(values, ".2f") for values in zip(*paced.paces, strict=True))
+        table.add_row(
+            name, p50, p99, span(paced.ratios, ".1f"), verdict, late, span([c * 1e6 for c in paced.costs], ".0f")
+        )
     Console(width=WIDTH).print(table)
-    return {"rate": rate} | {name: [each._asdict() for each in paces] for name, paces in found.items()}
+    return {"rate": rate, "spin_seconds": spin} | {
+        name: [each._asdict() | {"cost": cost} for each, cost in zip(paced.paces, paced.costs, strict=True)]
+        for name, paced in found.items()
+    }
 
 
 def show_start(artifacts_dir: Path) -> dict[str, object]:

@@ -27,7 +27,7 @@ INDEX = "index.usearch"  # file of a version folder, which only large catalogues
 THRESHOLD = 200_000
 CONNECTIVITY = 16  # edges of a movie on each upper level of the graph, twice as many on the lowest
 EXPANSION_ADD = 64  # movies looked at to find a new one's edges
-EXPANSION_SEARCH = 160  # movies looked at by a query for fewer
+EXPANSION_SEARCH = 128  # movies looked at by a query for fewer
 _ITEMS_PER_CANDIDATE = 400  # a candidate costs as much as scoring 150 movies or more: up to here the index is faster
 
 _BYTES_PER_FACTOR = 2  # float16

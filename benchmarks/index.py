@@ -428,7 +428,7 @@ def _open_norms(path: Path) -> Callable[[int], Search]:
 
 
 CONTENDERS = {
-    "usearch": Contender("usearch HNSW", (64, 128, EXPANSION_SEARCH, 256, 512), build_index, _open_usearch),
+    "usearch": Contender("usearch HNSW", (64, EXPANSION_SEARCH, 160, 256, 512), build_index, _open_usearch),
     "faiss": Contender("faiss HNSW", (64, 128, 160, 256, 512), _build_faiss, _open_faiss),
     "faiss-ivf": Contender("faiss IVF", (16, 64, 256), _build_faiss_ivf, _open_faiss_ivf),
     "hnswlib": Contender("hnswlib HNSW", (64, 128, 160, 256, 512), _build_hnswlib, _open_hnswlib),

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.main import create_app
 from app.recommender import Ranking, Recommender
 from app.registry import CURRENT, VERSIONS, activate, publish
+from app.search import TitleSearch
 from app.settings import Settings
 from app.threads import count_cores
 from tests.models import LIKES_NOTHING, forge, make_model, serve, trained
@@ -114,6 +115,16 @@ def test_an_answer_of_the_cache_computes_nothing(get_ranked: Get, url: str, monk
     for name in ("recommend", "recommend_many", "recommend_cold", "similar", "popular"):
         monkeypatch.setattr(Recommender, name, fail)
     assert get_ranked(url).content == first
+
+
+def test_a_search_is_kept_as_well_and_counts_as_no_list(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "/movies?query=movie&genre=drama"
+    first = get(url)
+    assert first.status_code == 200
+    monkeypatch.setattr(TitleSearch, "search", None)
+    assert get(url).content == first.content
+    assert lookups(get) == (1, 1)
+    assert count(get, "recs_lists_total") == 0
 
 
 SAME = {

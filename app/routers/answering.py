@@ -22,6 +22,7 @@ from app.telemetry import Telemetry
 from app.threads import count_cores
 
 NO_HISTORY = 0  # sequence number of a history that nothing was added to since training
+Make = Callable[[Recommender], tuple[Cached, bool]]
 T = TypeVar("T")
 
 
@@ -76,13 +77,26 @@ class Answering:
     async def answer(self, request: Request, order: Order) -> Response:
         """Answer with one list."""
         recommender = recommender_of(request)
-        key: CacheKey = (recommender.model.version, order.endpoint, NO_HISTORY, *order.parameters.key())
+        key = _key_of(recommender, order.endpoint, order.parameters)
         found, level, failed = self._cache.local_get(key), "local", False
-        if found is None:
-            find = self._find_quickly if recommender.is_quick(order.options, order.n_liked) else self._find
-            found, level, failed = await find(recommender, key, order)
+        if found is None and recommender.is_quick(order.options, order.n_liked):
+            found, level, failed = await self._find_quickly(recommender, key, order)
+        elif found is None:
+            found, level, failed = await self._find(recommender, key, order.make)
         self._telemetry.count_list(found.source, failed)
         note(request, version=recommender.model.version, source=found.source, cache=level)
+        return JsonResponse(found.body)
+
+    async def answer_search(
+        self, request: Request, parameters: Parameters, search: Callable[[Recommender], bytes]
+    ) -> Response:
+        """Answer with what was found by title, which is no recommendation and not counted as one."""
+        recommender = recommender_of(request)
+        key = _key_of(recommender, "movies", parameters)
+        found, level = self._cache.local_get(key), "local"
+        if found is None:
+            found, level, _ = await self._find(recommender, key, lambda model: (Cached(search(model), "title"), False))
+        note(request, version=recommender.model.version, cache=level)
         return JsonResponse(found.body)
 
     async def _find_quickly(self, recommender: Recommender, key: CacheKey, order: Order) -> tuple[Cached, str, bool]:
@@ -94,11 +108,11 @@ class Answering:
             self._cache.local_put(key, made)
         return made, "miss", failed
 
-    async def _find(self, recommender: Recommender, key: CacheKey, order: Order) -> tuple[Cached, str, bool]:
+    async def _find(self, recommender: Recommender, key: CacheKey, make: Make) -> tuple[Cached, str, bool]:
         """Find an answer that takes milliseconds: in Redis, or in a thread."""
         if (found := await self._cache.get(key)) is not None:
             return found, "shared", False
-        made, failed = await self.beside(lambda: order.make(recommender))
+        made, failed = await self.beside(lambda: make(recommender))
         if not failed:
             await self._cache.put(key, made)
         return made, "miss", failed
@@ -106,6 +120,10 @@ class Answering:
     async def beside(self, compute: Callable[[], T]) -> T:
         """Compute in a thread, when it is its turn."""
         return await anyio.to_thread.run_sync(compute, limiter=self._beside)
+
+
+def _key_of(recommender: Recommender, endpoint: str, parameters: Parameters) -> CacheKey:
+    return (recommender.model.version, endpoint, NO_HISTORY, *parameters.key())
 
 
 class JsonResponse(Response):

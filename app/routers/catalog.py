@@ -69,15 +69,13 @@ async def popular(request: Request, query: Annotated[PopularQuery, Query()]) -> 
 )
 async def movies(request: Request, query: Annotated[MovieQuery, Query()]) -> Response:
     """Find movies by title: case, accents and small typing errors do not matter; of equal matches the popular first."""
-    recommender = recommender_of(request)
 
-    def compute() -> bytes:
+    def search(recommender: Recommender) -> bytes:
         allowed = recommender.first_stage.allowed(query.filter())
         found = recommender.titles.search(query.query, query.k, allowed)
         return found_body(json_members({"query": query.query, "k": query.k}) + b",", recommender, *found)
 
-    note(request, version=recommender.model.version)
-    return JsonResponse(await answering_of(request).beside(compute))
+    return await answering_of(request).answer_search(request, query, search)
 
 
 @router.get(

@@ -54,12 +54,20 @@ def alone(recommender: Recommender, user_id: int, k: int) -> Ranking | None:
     return recommender.recommend(user_id, k) if user_id != UNKNOWN else None
 
 
+async def crowd(together: Together, recommender: Recommender, n: int) -> int:
+    """Ask ``n`` times in one round; return how many of them were kept back."""
+    joined = [together.join(recommender, 1, 1) for _ in range(n)]
+    kept = [each for each in joined if each]
+    await asyncio.gather(*kept)
+    await asyncio.sleep(0)
+    return len(kept)
+
+
 async def after_a_crowd() -> Together:
-    """Return one whose last round had two requests: it expects company again."""
+    """Return one that expects many requests in the next round."""
     together, recommender = Together(), watched()
-    for each in [together.join(recommender, 1, 1) for _ in range(2)]:
-        if each:
-            await each
+    for _ in range(6):
+        await crowd(together, recommender, 16)
     return together
 
 
@@ -107,25 +115,17 @@ def test_nobody_waits_for_who_comes_later() -> None:
     assert recommender.__dict__["asked"] == [[1]]
 
 
-def test_who_comes_alone_again_and_again_is_not_kept_back() -> None:
+def test_few_are_answered_as_they_come_and_many_together() -> None:
     async def run() -> None:
-        together = Together()
-        for _ in range(3):
-            assert together.join(recommender, 1, 3) is None
-            await asyncio.sleep(0)
-        assert together.join(recommender, 1, 3) is None
-        second, third = together.join(recommender, 2, 3), together.join(recommender, 9, 3)
-        assert second
-        assert third
-        await second
-        first = together.join(recommender, 1, 3)
-        assert first
-        await first
-        assert together.join(recommender, 1, 3) is None
+        together, recommender = Together(), watched()
+        assert [await crowd(together, recommender, 1) for _ in range(50)] == [0] * 50
+        assert await crowd(together, recommender, 16) == 0  # a pause of the machine
+        assert [await crowd(together, recommender, n) for n in (9, 6, 3, 1, 1)] == [0] * 5
+        assert [await crowd(together, recommender, 16) for _ in range(6)][-3:] == [16] * 3
+        assert [await crowd(together, recommender, n) for n in (1, 15) * 10] == [1, 15] * 10  # a crowd all the same
+        assert [await crowd(together, recommender, 2) for _ in range(20)][-10:] == [0] * 10
 
-    recommender = watched()
     asyncio.run(run())
-    assert recommender.__dict__["asked"] == [[2, 9], [1]]
 
 
 def test_two_versions_of_one_round_answer_for_themselves() -> None:
@@ -227,6 +227,10 @@ def app_of(artifacts_dir: Path) -> FastAPI:
     return create_app(Settings(artifacts_dir=artifacts_dir, cache_size=0, reload_seconds=0))
 
 
+def expect_crowd(app: FastAPI) -> None:
+    app.state.answering._together._usual = 1e6
+
+
 @asynccontextmanager
 async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -255,8 +259,10 @@ def test_requests_at_once_are_answered_as_one_by_one(artifacts_dir: Path, monkey
         return answer(self, user_ids, *args)
 
     async def run() -> None:
-        async with running(app_of(artifacts_dir)) as client:
+        app = app_of(artifacts_dir)
+        async with running(app) as client:
             expected = [await client.get(url) for url in URLS]
+            expect_crowd(app)
             assert {response.status_code for response in expected} == {200, 404, 422}
             monkeypatch.setattr(Recommender, "recommend_many", recommend_many)
             for _ in range(3):
@@ -270,8 +276,10 @@ def test_requests_at_once_are_answered_as_one_by_one(artifacts_dir: Path, monkey
 
 def test_callers_that_leave_cost_the_others_nothing(artifacts_dir: Path) -> None:
     async def run() -> None:
-        async with running(app_of(artifacts_dir)) as client:
+        app = app_of(artifacts_dir)
+        async with running(app) as client:
             expected = (await client.get("/recommend?user_id=1")).content
+            expect_crowd(app)
             for n_rounds in range(12):  # so that they leave at each point of their way
                 asked = [asyncio.create_task(client.get("/recommend?user_id=1")) for _ in range(8)]
                 for _ in range(n_rounds):
@@ -291,15 +299,13 @@ def test_a_fault_is_one_problem_for_each(artifacts_dir: Path) -> None:
         def recommend_many(self, *_args: object) -> list[Ranking | None]:
             raise RuntimeError("secret")
 
-        def recommend(self, *_args: object) -> Ranking:  # type: ignore[override]
-            raise RuntimeError("secret")
-
     async def run() -> None:
         app = app_of(artifacts_dir)
         async with running(app) as client:
             intact = app.state.serving.now
             app.state.serving.now = Served(Broken(intact.recommender.model))
             urls = [f"/recommend?user_id={user_id}" for user_id in KNOWN]
+            expect_crowd(app)
             found = await asyncio.gather(*map(client.get, urls), client.get("/popular"))
             assert [response.status_code for response in found] == [500] * 5 + [200]
             assert all("secret" not in response.text for response in found)
@@ -323,6 +329,7 @@ def test_each_request_of_a_round_is_answered_by_the_version_it_began_with(artifa
                 app.state.serving.now = served
                 expected[version] = [(await client.get(url)).json() for url in urls]
             versions: set[str] = set()
+            expect_crowd(app)
             for n_rounds in range(12):  # one of which is between two requests
                 app.state.serving.now = old
                 first = [asyncio.create_task(client.get(url)) for url in urls]

@@ -1,8 +1,8 @@
 """Requests that are being handled at the same moment are scored by one product.
 
 ``Answering ─▶ Together ─▶ recommender``. To score one user means to read the whole matrix of movie factors; to score
-sixteen means to read it once, too. Nobody waits for anybody: what has arrived when the event loop comes round is
-answered, be it one request. The lists are those that each would get alone.
+sixteen means to read it once, too. Nobody waits for who comes later: what has arrived when the event loop comes round
+is answered. The lists are those that each would get alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from app.recommender import Ranking, Recommender
+
+_CROWD = 4  # requests a round, on average: then there are rounds of 8 and more, whose product pays
+_WEIGHT = 1 / 8  # of the last round in that average: what has piled up behind a pause of the machine is no crowd
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +28,14 @@ class _Waiting:
 class Together:
     """Collect what is asked during one round of the event loop, and answer it at the end of the round.
 
-    Where the round before had only one request, the first of the next is not kept back: it is likely to be the only
-    one again, and to answer it at once costs a tenth less.
+    Only where rounds have many requests: to score a few together takes as long as one after the other, and the first
+    of them would wait for the last.
     """
 
     def __init__(self) -> None:
         self._waiting: list[_Waiting] = []
         self._n_asked = 0  # in this round
-        self._is_quiet = True
+        self._usual = 0.0  # requests in a round
 
     def join(self, recommender: Recommender, user_id: int, k: int) -> asyncio.Future[Ranking | None] | None:
         """Recommend to a user by the first stage, without any options.
@@ -46,15 +49,16 @@ class Together:
         self._n_asked += 1
         if self._n_asked == 1:
             loop.call_soon(self._end_round)
-            if self._is_quiet:
-                return None
+        if self._usual < _CROWD:
+            return None
         waiting = _Waiting(recommender, user_id, k, loop.create_future())
         self._waiting.append(waiting)
         return waiting.answer
 
     def _end_round(self) -> None:
         waiting, self._waiting = self._waiting, []
-        self._is_quiet, self._n_asked = self._n_asked == 1, 0
+        self._usual += _WEIGHT * (self._n_asked - self._usual)
+        self._n_asked = 0
         for _, group in groupby(waiting, key=lambda each: id(each.recommender)):  # two while a version is replaced
             _answer_all(list(group))
 

@@ -1,8 +1,8 @@
 """What people may call a movie, read from its title as MovieLens writes it.
 
-``titles ─▶ Names ─▶ search``. A title gives one or more *names*, the title itself and what stands in parentheses after
-it, and a name is a row of words. Titles and queries are folded alike: no case, no accents, no punctuation. How well
-they match is decided by ``app.search``.
+``titles ─▶ Names ─▶ search``. A title gives one or more *names*, the title itself, what stands in parentheses after it,
+and both together, and a name is a row of words. Titles and queries are folded alike: no case, no accents, no
+punctuation. How well they match is decided by ``app.search``.
 """
 
 from __future__ import annotations
@@ -88,9 +88,11 @@ def _read_title(title: str) -> tuple[int, dict[tuple[str, ...], bool]]:
         text = text[: year.start()]
     parts = _ALTERNATIVES_AT_END.fullmatch(text)
     names = [parts[1], *_ALTERNATIVE.findall(parts[2])] if parts else [text]
-    return int(year[1]) if year else 0, {
-        words: has_article for name in names for words, has_article in _spell(name) if words
-    }
+    spelt = {words: has_article for name in names for words, has_article in _spell(name) if words}
+    shown = tuple(text.translate(_APART).split())
+    if parts and shown:  # with all that stands in parentheses, as people copy it
+        spelt.setdefault(shown, False)
+    return int(year[1]) if year else 0, spelt
 
 
 def _spell(name: str) -> Iterator[tuple[tuple[str, ...], bool]]:

@@ -6,7 +6,7 @@ same computation, so that their lists are the same.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,6 @@ from app.core import UNKNOWN
 from app.filters import EVERYTHING, Filter
 from app.history import UserRows
 from app.scoring import Best, ExactSearch, Listed, lengths
-from app.threads import count_cores
 
 _NONE = np.empty(0, dtype=np.int64)
 
@@ -37,7 +36,6 @@ class FirstStage:
         self.histories = UserRows(**{name: np.asarray(array) for name, array in vars(model.history).items()})
         self._positives_indptr = np.asarray(model.positives_indptr)
         self._search = ExactSearch(self.item_factors)
-        self._pool = ThreadPoolExecutor(count_cores())  # whose threads begin when they are needed
 
     @cached_property
     def _cosines(self) -> ExactSearch:
@@ -66,10 +64,13 @@ class FirstStage:
             out = np.append(out, excluded)
         return self.best(self.user_factors[user], k, out, allowed)
 
-    def best_of_known(self, users: NDArray[np.int64], k: int, wanted: Filter = EVERYTHING) -> Best:
+    def best_of_known(
+        self, users: NDArray[np.int64], k: int, wanted: Filter = EVERYTHING, pool: Executor | None = None
+    ) -> Best:
         """Return the ``k`` best by ALS of each of some user indices, less what they have rated.
 
-        By one product for all; a version with an index asks that for each, so that the lists stay the same.
+        By one product for all, in threads of the ``pool`` if they are many; a version with an index asks that for each,
+        so that the lists stay the same.
         """
         excluded, allowed = self.excluded(wanted), self.of_kind(wanted)
         if self.model.index:
@@ -79,7 +80,7 @@ class FirstStage:
             rows = np.append(rows, np.repeat(np.arange(len(users)), len(excluded)))
             order = np.argsort(rows, kind="stable")
             rows, items = rows[order], np.append(items, np.tile(excluded, len(users)))[order]
-        return self._search.best(self.user_factors[users], k, (rows, items), allowed, self._pool)
+        return self._search.best(self.user_factors[users], k, (rows, items), allowed, pool)
 
     def best(
         self,

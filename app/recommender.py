@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -182,15 +183,17 @@ class Recommender:
         )
         return self._answer(query, k, options, source="als")
 
-    def recommend_many(self, user_ids: Sequence[int], k: int, options: ListOptions = PLAIN) -> list[Ranking | None]:
+    def recommend_many(
+        self, user_ids: Sequence[int], k: int, options: ListOptions = PLAIN, pool: Executor | None = None
+    ) -> list[Ranking | None]:
         """Recommend to several users what ``recommend`` would, None to those who are unknown.
 
-        The first stage scores all of them by one product.
+        The first stage scores all of them by one product; a ``pool`` lends it threads.
         """
         users = self.model.users.index(user_ids)
         known = users[users != UNKNOWN]
         if self._is_plain(options):
-            rankings = self._recommend_many_plainly(known, k, options.filter)
+            rankings = self._recommend_many_plainly(known, k, options.filter, pool)
         else:
             rankings = [self._recommend_known(user, k, options) for user in known.tolist()]
         following = iter(rankings)
@@ -253,12 +256,14 @@ class Recommender:
         seen = first.histories.of(user).item_index
         return Ranking("popular", *first.most_popular(k, seen, first.allowed(wanted)))
 
-    def _recommend_many_plainly(self, users: NDArray[np.int64], k: int, wanted: Filter) -> list[Ranking]:
+    def _recommend_many_plainly(
+        self, users: NDArray[np.int64], k: int, wanted: Filter, pool: Executor | None
+    ) -> list[Ranking]:
         """Recommend to known users by the first stage alone, all at once."""
         if len(users) == 1:
             return [self._recommend_plainly(int(users[0]), k, wanted)]
         has_positives = self.first_stage.has_positives(users)
-        scored = iter(self.first_stage.best_of_known(users[has_positives], k, wanted))
+        scored = iter(self.first_stage.best_of_known(users[has_positives], k, wanted, pool))
         return [
             Ranking("als", *next(scored)) if has else self._recommend_plainly(user, k, wanted)
             for user, has in zip(users.tolist(), np.atleast_1d(has_positives).tolist(), strict=True)

@@ -162,7 +162,7 @@ def make_variants(recommender: Recommender, k: int, target: Path, pool: ThreadPo
 
     def find_best() -> None:
         for start in range(0, n_users, 1_024):
-            first.best_of_known(np.arange(start, min(start + 1_024, n_users)), k)
+            first.best_of_known(np.arange(start, min(start + 1_024, n_users)), k, pool=pool)
 
     def write(suffix: str) -> Variant:
         return lambda: write_lists(recommender, target / f"lists.{suffix}", k, ListOptions(ranker=False))

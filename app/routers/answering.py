@@ -7,6 +7,7 @@ whether it is computed is decided here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -73,6 +74,7 @@ class Answering:
         self._telemetry = telemetry
         self._together = Together()
         self._beside = anyio.CapacityLimiter(count_cores())
+        self.pool = ThreadPoolExecutor(count_cores())  # of batches; who answers on the event loop must not wait for it
 
     async def answer(self, request: Request, order: Order) -> Response:
         """Answer with one list."""

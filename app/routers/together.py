@@ -14,7 +14,7 @@ from itertools import groupby
 from app.recommender import Ranking, Recommender
 
 _CROWD = 4  # requests a round, on average: then there are rounds of 8 and more, whose product pays
-_WEIGHT = 1 / 8  # of the last round in that average: what has piled up behind a pause of the machine is no crowd
+_WEIGHT = 1 / 8  # of the last round in that average: what piles up once, behind a pause of the machine, is no crowd
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,15 @@ def _answer_all(waiting: list[_Waiting]) -> None:
     recommender, k = waiting[0].recommender, max(each.k for each in waiting)
     try:
         rankings = recommender.recommend_many([each.user_id for each in waiting], k)
+        answers = [ranking and _cut(ranking, each.k) for each, ranking in zip(waiting, rankings, strict=True)]
     except Exception as error:
         for each in waiting:
             if not each.answer.done():
-                each.answer.set_exception(error)
+                each.answer.set_exception(error if not isinstance(error, StopIteration) else RuntimeError(error))
         return
-    for each, ranking in zip(waiting, rankings, strict=True):
+    for each, answer in zip(waiting, answers, strict=True):
         if not each.answer.done():  # its caller has left
-            each.answer.set_result(ranking and _cut(ranking, each.k))
+            each.answer.set_result(answer)
 
 
 def _cut(ranking: Ranking, k: int) -> Ranking:

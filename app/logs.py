@@ -185,7 +185,8 @@ def _to_text(_logger: object, level: str, event: EventDict) -> str:
     message, traceback = _plain(event.pop("event").rstrip()), event.pop("exception", None)
     line = f"{_now()} {level.upper():7} {message}"
     for name, value in event.items():
-        line += f" {name}={_plain(str(value))}"
+        text = _plain(str(value))
+        line += f" {name}={_quote(text) if ' ' in text or '=' in text else text}"  # it cannot pass for two
     for each in traceback.splitlines() if traceback else ():
         line += f"\n    {_plain(each)}"
     return line

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
+from starlette.routing import Route
 from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits
 
@@ -92,7 +93,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _put_layers(app: FastAPI, settings: Settings, telemetry: Telemetry) -> None:
-    """Put our layers around those of FastAPI, of which the answers of the quick lane need none."""
+    """Put our layers around those of FastAPI, of which the answers of the quick lane need none.
+
+    A middleware that is added to the application later sees no request that the lane answers.
+    """
     build_inner_layers = app.build_middleware_stack
 
     def build_layers() -> ASGIApp:
@@ -102,6 +106,7 @@ def _put_layers(app: FastAPI, settings: Settings, telemetry: Telemetry) -> None:
             max_body_bytes=settings.max_body_bytes,
             max_concurrency=settings.max_concurrency,
             cors_origins=settings.cors_origins.replace(",", " ").split(),
+            paths={route.path for route in app.routes if isinstance(route, Route) and not route.param_convertors},
         )
 
     app.build_middleware_stack = build_layers  # type: ignore[method-assign]

@@ -158,6 +158,19 @@ _StrictYear = Annotated[int, Field(strict=True, ge=1, le=MAX_YEAR)]
 _StrictDial = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
+OPTIONS = {
+    "genre": "Only movies of this genre; of several, of any of these. An unknown one is refused, with those known.",
+    "year_min": "Only movies of this year or later.",
+    "year_max": "Only movies of this year or earlier.",
+    "exclude": f"Movies that must not be listed, at most {MAX_EXCLUDED}.",
+    "novelty": "Move the list towards movies that few people know.",
+    "diversity": "Move it towards movies that differ from each other.",
+    "calibrate": "Move its genres towards the mix that the user likes.",
+    "explain": "Say for each movie why it is listed.",
+    "ranker": "Let the second stage order the list, where the version has one.",
+}
+
+
 class BatchRequest(BaseModel):
     """Many users at once; the options are those of `/recommend`."""
 
@@ -167,15 +180,15 @@ class BatchRequest(BaseModel):
 
     user_ids: list[_StrictId] = Field(min_length=1, max_length=MAX_BATCH, description="Repetitions are answered, too.")
     k: int = Field(10, strict=True, ge=1, le=MAX_K, description="How many movies to list for each.")
-    genre: list[str] = Field([], max_length=MAX_GENRES)
-    year_min: _StrictYear | None = None
-    year_max: _StrictYear | None = None
-    exclude: list[_StrictId] = Field([], max_length=MAX_EXCLUDED)
-    novelty: _StrictDial = 0.0
-    diversity: _StrictDial = 0.0
-    calibrate: _StrictDial = 0.0
-    explain: bool = Field(False, strict=True)
-    ranker: bool = Field(True, strict=True)
+    genre: list[str] = Field([], max_length=MAX_GENRES, description=OPTIONS["genre"])
+    year_min: _StrictYear | None = Field(None, description=OPTIONS["year_min"])
+    year_max: _StrictYear | None = Field(None, description=OPTIONS["year_max"])
+    exclude: list[_StrictId] = Field([], max_length=MAX_EXCLUDED, description=OPTIONS["exclude"])
+    novelty: _StrictDial = Field(0.0, description=OPTIONS["novelty"])
+    diversity: _StrictDial = Field(0.0, description=OPTIONS["diversity"])
+    calibrate: _StrictDial = Field(0.0, description=OPTIONS["calibrate"])
+    explain: bool = Field(False, strict=True, description=OPTIONS["explain"])
+    ranker: bool = Field(True, strict=True, description=OPTIONS["ranker"])
 
     @model_validator(mode="before")
     @classmethod
@@ -246,7 +259,7 @@ class UserProfile(_ForUser):
     """What is known of a user, of the movies in the catalogue."""
 
     version: str = Field(description="The model version that answered.")
-    n_ratings: int
+    n_ratings: int = Field(description="How many movies of the catalogue they rated: those that somebody likes.")
     n_liked: int = Field(description="How many of them are positives: ratings of 4 or more.")
     liked: list[ListedMovie] = Field(description="The last ten that they like, the newest first.")
     favourite_genres: list[GenreShare] = Field(description="The five with the largest shares.")

@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.routers import edge, problems
 from app.routers.edge import MAX_PARAMETERS, MAX_QUERY_BYTES, PROBES, Edge
+from app.routers.quick import path_of
 from app.telemetry import Telemetry
 from tests.test_telemetry import Found, read
 from tests.tiny_servers import serving
@@ -292,7 +293,7 @@ class Gate:
         self.waiting: list[asyncio.Future[Callable[[], None]]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in PROBES:
+        if path_of(scope) not in PROBES:
             future: asyncio.Future[Callable[[], None]] = asyncio.get_running_loop().create_future()
             self.waiting.append(future)
             (await future)()
@@ -341,6 +342,32 @@ def test_beyond_the_bound_others_are_told_to_come_back_at_once_but_probes_are_an
     asyncio.run(run())
     assert service.found()["recs_requests_in_flight",] == 0
     assert service.found()["recs_refusals_total", "overloaded"] == 1
+
+
+def test_who_is_slow_to_send_a_body_keeps_out_nobody_who_has_none() -> None:
+    gate = Gate()
+    service = Service(gate)
+
+    async def run() -> None:
+        held = [asyncio.create_task(service.client.post("/a", content=b"x")) for _ in range(MAX_CONCURRENCY)]
+        await settle()
+        assert_problem(await service.client.post("/a", content=b"x"), 503, "overloaded")
+        asked = asyncio.create_task(service.client.get("/a"))
+        await settle()
+        assert service.found()["recs_requests_in_flight",] == MAX_CONCURRENCY + 1
+        for future in gate.waiting:
+            future.set_result(well)
+        assert [(await each).status_code for each in (*held, asked)] == [200] * (MAX_CONCURRENCY + 1)
+
+    asyncio.run(run())
+    assert service.found()["recs_requests_in_flight",] == 0
+
+
+def test_what_is_refused_counts_for_the_route_that_it_was_for() -> None:
+    service = Service(Gate(), paths={"/echo"})
+    for url in ("/echo", "/echo/1"):
+        assert service.ask(url, "POST", content=b"x" * (MAX_BODY + 1)).status_code == 413
+    assert service.requests() == {("POST", "/echo", "413"): 1, ("POST", "unmatched", "413"): 1}
 
 
 def test_probes_take_no_place() -> None:
@@ -436,9 +463,9 @@ def test_behind_a_prefix_the_probes_are_still_probes(root_path: str) -> None:
     transport = httpx.ASGITransport(edge, root_path=root_path)
 
     async def run() -> list[int]:
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            gate_paths = (f"{root_path.rstrip('/')}/nothing", "/livez")
-            return [(await client.get(path)).status_code for path in gate_paths]
+        async with httpx.AsyncClient(transport=transport) as client:  # uvicorn puts the prefix before every path
+            urls = [f"http://service{root_path}{path}" for path in ("/nothing", "/livez")]
+            return [(await client.get(url)).status_code for url in urls]
 
     assert asyncio.run(run()) == [503, 200]
 
@@ -472,7 +499,7 @@ def test_a_body_that_does_not_arrive_in_time_is_not_waited_for(
         await asyncio.sleep(60)
 
     response = service.ask("/echo", "POST", content=slow_body())
-    problem = assert_problem(response, 408, "about:blank")
+    problem = assert_problem(response, 408, "too-slow")
     assert "within 0.05 s" in problem["detail"]
     assert response.headers["connection"] == "close"
 

@@ -1,9 +1,9 @@
 """The outermost layer of the service: what holds for every request, whoever answers it.
 
-``server ─▶ Edge ─▶ (CORS) ─▶ routers``. It names the request, refuses what is too large or too much, bounds how many
-are worked on at once, adds security headers, turns what nobody caught into a problem, and counts, times and logs how it
-went. It does not look at what is asked; handlers tell it what they answered in the dict ``scope["recs"]``: ``version``,
-``source``, ``cache`` ("local", "shared" or "miss") and ``user_id``.
+``server ─▶ Edge ─▶ (CORS) ─▶ QuickLane ─▶ routers``. It names the request, refuses what is too large or too much,
+bounds how many are worked on at once, adds security headers, turns what nobody caught into a problem, and counts, times
+and logs how it went. It does not look at what is asked; handlers tell it what they answered in the dict
+``scope["recs"]``: ``version``, ``source``, ``cache`` ("local", "shared" or "miss") and ``user_id``.
 
 All of this costs a few µs per request: no context variables, no copies, one object per request.
 """
@@ -16,7 +16,7 @@ import logging
 import os
 import re
 from base64 import b64encode
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -30,7 +30,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.logs import log_request
-from app.routers.problems import FAULT, MEDIA_TYPE, problem_body
+from app.routers.problems import FAULT, LIMITS, MEDIA_TYPE, problem_body
 from app.routers.quick import path_of
 from app.telemetry import Telemetry
 
@@ -69,10 +69,13 @@ class Edge:
     max_body_bytes : int
         Longest body of a request; 413 beyond it.
     max_concurrency : int
-        Most requests that this process works on at the same time, probes aside; 503 beyond it.
+        Most requests that this process works on at the same time, probes aside; 503 beyond it. Those with a body are
+        counted by themselves: who is slow to send one must not keep out those who only ask.
     cors_origins : sequence of str
         Whose pages may call the service from a browser, "*" for everybody's; none may by default. It is answered here,
         so that a page can also read what the edge refuses.
+    paths : collection of str
+        Of routes without parameters: what is refused before it comes to a route counts as theirs.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Edge:
         max_body_bytes: int,
         max_concurrency: int,
         cors_origins: Sequence[str] = (),
+        paths: Collection[str] = (),
     ) -> None:
         self._cors: dict[str, Any] | None = None
         if cors_origins:
@@ -94,9 +98,10 @@ class Edge:
             }
         self._app = self._with_cors(app)
         self._telemetry = telemetry
+        self._paths = paths
         self._max_body_bytes = max_body_bytes
         self._max_concurrency = max_concurrency
-        self._n_working = 0
+        self._n_working = [0, 0]  # without a body, and with one
         self._prefix = os.urandom(6).hex().encode()  # made in the worker: an application is wrapped when it starts
         self._next = count(1).__next__
 
@@ -110,6 +115,7 @@ class Edge:
             return
         began = perf_counter()
         headers = dict(scope["headers"])
+        has_body = b"content-length" in headers or b"transfer-encoding" in headers
         path = path_of(scope)
         request_id = headers.get(b"x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
@@ -118,20 +124,21 @@ class Edge:
         scope["recs"] = {}
         is_probe = path in PROBES
         try:
-            refusal = self._refusal(scope, headers, is_probe)
+            is_full = self._n_working[has_body] >= self._max_concurrency and not is_probe
+            refusal = self._refusal(scope, headers, is_full)
             if refusal:
                 await self._refuse(refusal, scope, exchange)
             elif is_probe:
                 await self._app(scope, exchange.receive, exchange.send)
             else:  # it takes one of the places meanwhile
                 numbers, at = self._telemetry.in_flight
-                self._n_working += 1
-                numbers[at] = self._n_working
+                self._n_working[has_body] += 1
+                numbers[at] = sum(self._n_working)
                 try:
                     await self._app(scope, exchange.receive, exchange.send)
                 finally:
-                    self._n_working -= 1
-                    numbers[at] = self._n_working
+                    self._n_working[has_body] -= 1
+                    numbers[at] = sum(self._n_working)
             if exchange.is_too_large:
                 await self._refuse_body(scope, exchange)
         except Exception as error:  # the server would log it without the request's id
@@ -139,7 +146,7 @@ class Edge:
         finally:
             self._record(scope, path, is_probe, exchange, perf_counter() - began)
 
-    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes], is_probe: bool) -> _Refusal | None:
+    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes], is_full: bool) -> _Refusal | None:
         """Say why a request is not to be worked on, before anything is read of it."""
         length = headers.get(b"content-length")
         if length is not None and _is_above(length, self._max_body_bytes):
@@ -150,7 +157,7 @@ class Edge:
             return _too_long(len(query))
         if query.count(b"&") >= MAX_PARAMETERS:
             return _too_many(query.count(b"&") + 1)
-        if self._n_working >= self._max_concurrency and not is_probe:
+        if is_full:
             return _overloaded(self._max_concurrency)
         return None
 
@@ -184,6 +191,8 @@ class Edge:
         if exchange.is_gone:
             self._telemetry.count_disconnect()
         route, method = _template(scope, path), scope["method"]
+        if route == UNMATCHED and path in self._paths:
+            route = path
         self._telemetry.count_request(route, method, status, seconds)
         log_request(exchange.request_id, method, route, status, seconds, scope["recs"], path, quietly=is_probe)
 
@@ -336,13 +345,12 @@ def _is_above(length: bytes, limit: int) -> bool:
 
 def _too_large(max_body_bytes: int, *, lingers: bool) -> _Refusal:
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    detail = f"the request's body is too large, expected at most {max_body_bytes} bytes; split it into several requests"
-    body = problem_body(status, detail, kind="too-large")
+    body = problem_body(status, LIMITS["too-large"].format(max_body_bytes), kind="too-large")
     return _Refusal(status, "too-large", body, ((b"connection", b"close"),), lingers)
 
 
 def _too_long(n_bytes: int) -> _Refusal:
-    detail = f"the query string has {n_bytes} bytes, expected at most {MAX_QUERY_BYTES}; name fewer ids"
+    detail = LIMITS["uri-too-long"].format(n_bytes, MAX_QUERY_BYTES)
     status = HTTPStatus.REQUEST_URI_TOO_LONG
     return _Refusal(status, "uri-too-long", problem_body(status, detail, kind="uri-too-long"))
 
@@ -355,9 +363,6 @@ def _too_many(n_parameters: int) -> _Refusal:
 
 
 def _overloaded(max_concurrency: int) -> _Refusal:
-    detail = (
-        f"this process is working on {max_concurrency} requests, as many as it takes at once; "
-        "ask again after the seconds that Retry-After says"
-    )
+    detail = LIMITS["overloaded"].format(max_concurrency)
     status = HTTPStatus.SERVICE_UNAVAILABLE
     return _Refusal(status, "overloaded", problem_body(status, detail, kind="overloaded"), ((b"retry-after", b"1"),))

@@ -17,7 +17,7 @@ from app.cache import Part
 from app.filters import Filter
 from app.recommender import PLAIN, ListOptions
 from app.rerank import Dials
-from app.schemas import MAX_EXCLUDED, MAX_GENRES, MAX_ID, MAX_K, MAX_YEAR
+from app.schemas import MAX_EXCLUDED, MAX_GENRES, MAX_ID, MAX_K, MAX_YEAR, OPTIONS
 from app.title_names import query_words
 
 MAX_DIGITS = 19
@@ -128,12 +128,10 @@ class FilteredQuery(Parameters):
     """What every list takes: its length, and which movies may be in it."""
 
     k: K = Field(10, description="How many movies to list; fewer come back where fewer are left.")
-    genre: Genres = Field((), description="Only movies of this genre; repeated, of any of these.", examples=[[]])
-    year_min: Year | SkipJsonSchema[None] = Field(None, description="Only movies of this year or later.")
-    year_max: Year | SkipJsonSchema[None] = Field(None, description="Only movies of this year or earlier.")
-    exclude: Excluded = Field(
-        (), description=f"Movies that must not be listed, comma-separated, at most {MAX_EXCLUDED}."
-    )
+    genre: Genres = Field((), description=OPTIONS["genre"], examples=[[]])
+    year_min: Year | SkipJsonSchema[None] = Field(None, description=OPTIONS["year_min"])
+    year_max: Year | SkipJsonSchema[None] = Field(None, description=OPTIONS["year_max"])
+    exclude: Excluded = Field((), description=f"{OPTIONS['exclude']} Comma-separated.")
 
     def filter(self) -> Filter:
         """Return which movies may be listed.
@@ -151,8 +149,8 @@ class FilteredQuery(Parameters):
 class TurnedQuery(FilteredQuery):
     """A list that can be moved away from the order of its scores."""
 
-    novelty: Dial = Field(0.0, description="Move the list towards movies that few people know.")
-    diversity: Dial = Field(0.0, description="Move it towards movies that differ from each other.")
+    novelty: Dial = Field(0.0, description=OPTIONS["novelty"])
+    diversity: Dial = Field(0.0, description=OPTIONS["diversity"])
 
     def options(self) -> ListOptions:
         """Return what is wished of the list; the second stage orders none but personal ones."""
@@ -162,9 +160,9 @@ class TurnedQuery(FilteredQuery):
 class PersonalQuery(TurnedQuery):
     """A list for somebody."""
 
-    calibrate: Dial = Field(0.0, description="Move its genres towards the mix that the user likes.")
-    explain: Flag = Field(False, description="Say for each movie why it is listed.")
-    ranker: Flag = Field(True, description="Let the second stage order the list, where the version has one.")
+    calibrate: Dial = Field(0.0, description=OPTIONS["calibrate"])
+    explain: Flag = Field(False, description=OPTIONS["explain"])
+    ranker: Flag = Field(True, description=OPTIONS["ranker"])
 
     def options(self) -> ListOptions:
         if self.model_fields_set <= _NO_OPTIONS:

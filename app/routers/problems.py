@@ -54,6 +54,9 @@ _REMEDIES = {  # by Pydantic's type of error, where its own words do not help
     "json_invalid": "expected JSON",
     "model_attributes_type": "expected a JSON object, sent with the header Content-Type: application/json",
 }
+_RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds, where too much is asked at a time.", "schema": {"type": "integer"}}
+}
 FAULT = "The service failed on this request; its log says why."
 _REFUSAL = "HTTPValidationError"  # FastAPI's own, which nobody is answered with here
 UNAUTHORIZED = "expected the header Authorization: Bearer followed by the token that RECS_ADMIN_TOKEN holds"
@@ -61,16 +64,22 @@ ADMIN_DISABLED = (
     "nobody may do this, because no token is configured; start the service with the environment variable "
     "RECS_ADMIN_TOKEN set to a long random text, and send it: Authorization: Bearer TEXT"
 )
+LIMITS = {  # what the edge says, which fills in numbers
+    "too-large": "the request's body is too large, expected at most {} bytes; split it into several requests",
+    "uri-too-long": "the query string has {} bytes, expected at most {}; name fewer ids",
+    "overloaded": "this process is working on {} requests, as many as it takes at once; ask again after the seconds "
+    "that Retry-After says",
+}
 _EXAMPLES = {
     "invalid-parameter": "k: expected a whole number from 1 to 100, in decimal digits, got '0'",
     "unauthorized": UNAUTHORIZED,
     "admin-disabled": ADMIN_DISABLED,
     "unknown-user": str(UnknownUserError(999_999)),
     "unknown-movie": str(UnknownMovieError(999_999)),
-    "overloaded": "256 requests are being worked on, as many as may be; try again in a second",
+    "overloaded": LIMITS["overloaded"].format(256),
     "too-slow": "expected the whole body within 10 s; send it again, at once",
-    "uri-too-long": "the query string has 70000 bytes, expected at most 60000; name fewer ids",
-    "too-large": "expected a body of at most 1048576 bytes, got more; ask for fewer at a time",
+    "uri-too-long": LIMITS["uri-too-long"].format(61_000, 60_000),
+    "too-large": LIMITS["too-large"].format(1_048_576),
     "unknown-version": str(UnknownVersionError("20200101T000000Z-00000000")),
     "version-refused": "nothing to roll back to: no version was active before 20261123T101500Z-1a2b3c4d that is intact",
     "artifacts-unwritable": "cannot write to artifacts: [Errno 30] Read-only file system: 'artifacts/.lock'",
@@ -101,9 +110,6 @@ def responses(*kinds: str) -> dict[int | str, dict[str, Any]]:
         }
         for kind in kinds
     }
-
-
-EXPECTED = (RecommenderError, AccessError, RequestValidationError, HTTPException)
 
 
 async def answer(request: Request, error: Exception) -> Response:
@@ -150,6 +156,7 @@ def _describe_limits(operation: dict[str, Any]) -> None:
         limits.append("too-slow")
     for status, described in responses(*limits).items():
         operation["responses"].setdefault(str(status), described)
+    operation["responses"]["503"]["headers"] = _RETRY_AFTER
 
 
 async def _on_domain_error(request: Request, error: Exception) -> Response:
@@ -198,7 +205,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     detail = (
         str(error.detail) if error.detail != status.phrase else f"{status.phrase}. The endpoints are listed at /docs"
     )
-    return _problem(status, detail, headers=error.headers)
+    kind = "too-slow" if status is HTTPStatus.REQUEST_TIMEOUT else None
+    return _problem(status, detail, kind=kind, headers=error.headers)
 
 
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
@@ -207,6 +215,7 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Respon
     RequestValidationError: _on_invalid_parameter,
     HTTPException: _on_http_error,
 }
+EXPECTED = tuple(_HANDLERS)
 
 
 async def _on_fault(_request: Request, _error: Exception) -> Response:

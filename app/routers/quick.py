@@ -72,7 +72,7 @@ class QuickLane:
 
 def path_of(scope: Scope) -> str:
     """Return the path below the prefix that the server was told, where it has that."""
-    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    path, root = scope["path"], scope.get("root_path", "")
     return str(path[len(root) :] if root and path.startswith(f"{root}/") else path)
 
 

@@ -69,12 +69,33 @@ class FirstStage:
     ) -> Best:
         """Return the ``k`` best by ALS of each of some user indices, less what they have rated.
 
-        By one product for all, in threads of the ``pool`` if they are many; a version with an index asks that for each,
-        so that the lists stay the same.
+        By one product, in threads of the ``pool`` if they are many. Who alone would be answered by the index is here,
+        too, so that the lists are the same.
         """
         excluded, allowed = self.excluded(wanted), self.of_kind(wanted)
-        if self.model.index:
-            return Best.of([self._best_of_user(user, k, excluded, allowed) for user in users.tolist()])
+        by_index = np.zeros(len(users), dtype=np.bool_)
+        if self.model.index and allowed is None:
+            n_rated = self.histories.indptr[users + 1] - self.histories.indptr[users]
+            by_index = self.model.index.suits(k, n_rated + len(excluded))
+        by_product = self._best_by_product(users[~by_index], k, excluded, allowed, pool)
+        if not by_index.any():
+            return by_product
+        others = iter(by_product)
+        return Best.of(
+            [
+                self._best_of_user(user, k, excluded, allowed) if alone else next(others)
+                for user, alone in zip(users.tolist(), by_index.tolist(), strict=True)
+            ]
+        )
+
+    def _best_by_product(
+        self,
+        users: NDArray[np.int64],
+        k: int,
+        excluded: NDArray[np.int64],
+        allowed: NDArray[np.bool_] | None,
+        pool: Executor | None,
+    ) -> Best:
         rows, items = self.histories.rated_by(users)
         if len(excluded):
             rows = np.append(rows, np.repeat(np.arange(len(users)), len(excluded)))
@@ -91,17 +112,18 @@ class FirstStage:
     ) -> Listed:
         """Return the ``k`` best by ALS for a factor of shape (factors,), less what was seen and is not allowed.
 
-        Where the version has an index it proposes, unless a filter leaves few of the movies, or too much was seen.
+        Where the version has an index it proposes, unless a filter leaves few of the movies, too much was seen, or the
+        list is long.
         """
         found = self._best_by_index(user_factor, k, seen) if allowed is None else None
         return found or self._search.best_of_one(user_factor, k, seen, allowed)
 
     def _best_by_index(self, user_factor: NDArray[np.float32], k: int, seen: NDArray[np.integer]) -> Listed | None:
         """Return the best of what the index proposes, None where that is not worth it or does not fill the list."""
-        index, n_wanted = self.model.index, k + len(seen)
-        if index is None or n_wanted > index.most_candidates or not user_factor.any():
+        index = self.model.index
+        if index is None or not index.suits(k, np.array(len(seen))) or not user_factor.any():
             return None
-        proposed = np.setdiff1d(index.candidates(user_factor, n_wanted), seen)
+        proposed = np.setdiff1d(index.candidates(user_factor, k + len(seen)), seen)
         return self._search.order_one(user_factor, k, proposed) if len(proposed) >= k else None
 
     def similar(self, item: int, k: int, wanted: Filter) -> Listed:

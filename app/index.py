@@ -28,6 +28,7 @@ THRESHOLD = 200_000
 CONNECTIVITY = 16  # edges of a movie on each upper level of the graph, twice as many on the lowest
 EXPANSION_ADD = 64  # movies looked at to find a new one's edges
 EXPANSION_SEARCH = 128  # movies looked at by a query for fewer
+MOST_PLACES = 10  # of a list: as many as recall was measured for; of 100 places it finds no more than .88
 _ITEMS_PER_CANDIDATE = 400  # a candidate costs as much as scoring 150 movies or more: up to here the index is faster
 
 _BYTES_PER_FACTOR = 2  # float16
@@ -52,10 +53,12 @@ class Index:
     def description(self) -> str:
         return f"usearch HNSW, inner product, {self.n_items:,} movies"
 
-    @property
-    def most_candidates(self) -> int:
-        """How many candidates may be asked for; for more, exact scoring is the better choice."""
-        return self.n_items // _ITEMS_PER_CANDIDATE
+    def suits(self, k: int, n_out: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Tell whether to ask it for ``k`` movies besides ``n_out`` that must not be listed, of any shape.
+
+        Else exact scoring is the better choice: longer lists would lack too much, and more candidates cost as much.
+        """
+        return (k <= MOST_PLACES) & (k + n_out <= self.n_items // _ITEMS_PER_CANDIDATE)
 
     def candidates(self, user_factor: NDArray[np.float32], n: int) -> NDArray[np.int64]:
         """Find the items with about the largest x·y_i.

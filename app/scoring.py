@@ -167,7 +167,7 @@ class ExactSearch:
         self, user_factors: NDArray[np.float32], k: int, rows: NDArray[np.integer], items: NDArray[np.integer]
     ) -> Best:
         """Score candidates, given by rising rows, exactly, and return the ``k`` best of each row."""
-        scores = self._exact(items, user_factors[rows])
+        scores = self._exact(items, user_factors, rows)
         by_score = np.lexsort((items, -scores, rows))
         starts = np.searchsorted(rows, np.arange(len(user_factors) + 1))
         place = np.arange(len(rows)) - starts[rows]  # within its list, since by_score keeps the rows where they are
@@ -200,13 +200,15 @@ class ExactSearch:
         best = (-scores).argsort(kind="stable")[:k]
         return items[best], scores[best]
 
-    def _exact(self, items: NDArray[np.integer], user_factors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the scores of pairs of an item and a user, or of items and the one user."""
+    def _exact(
+        self, items: NDArray[np.integer], user_factors: NDArray[np.float32], rows: NDArray[np.integer] | None = None
+    ) -> NDArray[np.float32]:
+        """Return the scores of pairs of an item and a row of the users, or of items and the only user."""
         exact = np.empty(len(items))
         for start in range(0, len(items), _PAIRS):  # all of them only where they are all alike
             part = slice(start, start + _PAIRS)
             one = self.item_factors.take(items[part], axis=0).astype(np.float64)
-            other = user_factors if len(user_factors) == 1 else user_factors[part]
+            other = user_factors if rows is None else user_factors.take(rows[part], axis=0)
             np.vecdot(one, other.astype(np.float64), out=exact[part])
         if self.weights is not None:
             exact *= self.weights[items]

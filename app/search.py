@@ -46,6 +46,9 @@ _NUMERALS = {
         *(("2", "ii", "two"), ("3", "iii", "three"), ("4", "iv", "four"), ("5", "v", "five"), ("6", "vi", "six")),
         *(("7", "vii", "seven"), ("8", "viii", "eight"), ("9", "ix", "nine"), ("10", "x", "ten")),
         *(("11", "xi", "eleven"), ("12", "xii", "twelve"), ("13", "xiii", "thirteen")),
+        *(("1st", "first"), ("2nd", "second"), ("3rd", "third"), ("4th", "fourth"), ("5th", "fifth"), ("6th", "sixth")),
+        *(("7th", "seventh"), ("8th", "eighth"), ("9th", "ninth"), ("10th", "tenth"), ("11th", "eleventh")),
+        *(("12th", "twelfth"), ("13th", "thirteenth")),
     )
     for numeral in numerals
 }

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.errors import ArtifactError
-from app.index import INDEX, Index, build_index, map_index
+from app.index import INDEX, MOST_PLACES, Index, build_index, map_index
 
 N_ITEMS, FACTORS = 3_000, 16
 HEAD = 8 + N_ITEMS * FACTORS * 2  # where the vectors end
@@ -125,8 +125,14 @@ def test_it_says_what_it_is(index: Index) -> None:
 
 
 def test_more_candidates_are_worth_it_in_a_larger_catalogue(index: Index) -> None:
-    assert index.most_candidates == 7
-    assert Index(1_000_000, index.native).most_candidates == 2_500
+    assert index.suits(3, np.array([0, 4, 5])).tolist() == [True, True, False]
+    assert Index(1_000_000, index.native).suits(10, np.array([2_490, 2_491])).tolist() == [True, False]
+
+
+def test_long_lists_are_not_its_business(index: Index) -> None:
+    larger = Index(1_000_000, index.native)
+    assert larger.suits(MOST_PLACES, np.array(0))
+    assert not larger.suits(MOST_PLACES + 1, np.array(0))
 
 
 # --- its file

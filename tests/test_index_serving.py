@@ -13,7 +13,7 @@ from app import artifacts
 from app.als import Factors
 from app.artifacts import LoadedModel, load_version
 from app.filters import Filter
-from app.index import INDEX
+from app.index import INDEX, MOST_PLACES
 from app.main import create_app
 from app.recommender import ListOptions, Ranking, Recommender
 from app.registry import publish
@@ -114,19 +114,24 @@ def test_a_filter_by_kind_is_answered_exactly(indexed: LoadedModel, exact: Recom
 
 def test_who_has_seen_too_much_for_the_index_is_answered_exactly(indexed: LoadedModel, exact: Recommender) -> None:
     assert items_of(Recommender(indexed).recommend(N_USERS, 10)) == items_of(exact.recommend(N_USERS, 10)) == []
-    for user_id in (1, 2):
-        k = indexed.index.most_candidates if indexed.index else 0
+
+
+@pytest.mark.parametrize("k", [MOST_PLACES + 1, 100])
+def test_a_long_list_is_exact(indexed: LoadedModel, exact: Recommender, k: int) -> None:
+    for user_id in range(1, N_USERS):
         assert items_of(Recommender(indexed).recommend(user_id, k)) == items_of(exact.recommend(user_id, k))
 
 
-def test_many_users_get_what_each_would_get_alone(indexed: LoadedModel) -> None:
-    asked, ids = Recommender(indexed), [3, 1, N_USERS, 999, 3]
-    for user_id, found in zip(ids, asked.recommend_many(ids, 10), strict=True):
+@pytest.mark.parametrize("k", [10, 50])
+@pytest.mark.parametrize("wanted", [Filter(), Filter(exclude=(5, 6)), Filter(year_min=2000)])
+def test_many_users_get_what_each_would_get_alone(indexed: LoadedModel, k: int, wanted: Filter) -> None:
+    asked, ids, options = Recommender(indexed), [3, 1, N_USERS, 999, 3], ListOptions(filter=wanted)
+    for user_id, found in zip(ids, asked.recommend_many(ids, k, options), strict=True):
         if user_id == 999:
             assert found is None
         else:
             assert found is not None
-            alone = asked.recommend(user_id, 10)
+            alone = asked.recommend(user_id, k, options)
             assert (items_of(found), found.scores.tolist()) == (items_of(alone), alone.scores.tolist())
 
 

@@ -62,6 +62,7 @@ def test_title_gives_its_names(title: str, expected: list[str]) -> None:
         ("Heat (1995) ", 1995),
         ("Death Note (2006–2007)", 2006),
         ("Series (2006-)", 2006),
+        ("Series (2006– )", 2006),
         ("2001: A Space Odyssey (1968)", 1968),
         ("Heat 1995", 0),
         ("Heat (1995) again", 0),

@@ -94,7 +94,7 @@ def write_lists(
         A file that is there is replaced when all lists are written. Until then they stand beside it, in a file whose
         name begins with ``.tmp-``; if the process is killed outright, that stays and may be deleted.
     k : int
-        Length of the lists, at least 1; they are shorter where fewer movies are left.
+        Length of the lists, at least 1; they are shorter where fewer movies are left, or proposed to the second stage.
     options : ListOptions
         Second stage and filter; reasons are not written.
     on_users : callable

@@ -47,7 +47,9 @@ class Settings(BaseSettings):
         description="Redis in which all processes share the answers that cost more than asking it; none without.",
     )
     max_concurrency: int = Field(
-        default=256, ge=1, description="Requests that each process works on at a time; more are refused with 503."
+        default=256,
+        ge=1,
+        description="Requests that each process works on at a time, and as many with a body; others are refused.",
     )
     max_body_bytes: int = Field(default=2**20, ge=1, description="Size of a request's body; a larger one is refused.")
     cors_origins: str = Field(

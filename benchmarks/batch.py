@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from data import ROOT  # first: it makes app importable
+from load import describe_run
 from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
@@ -79,7 +80,7 @@ def main() -> None:
     show(figures, arguments)
     if arguments.out:
         shape = {"users": arguments.users, "movies": arguments.movies, "k": arguments.k, "rounds": arguments.rounds}
-        result = {"machine": describe_machine(1), **shape, "figures": figures}
+        result = {**describe_run(sys.argv), "machine": describe_machine(1), **shape, "figures": figures}
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import uvloop
 from data import ROOT  # first: it makes app importable
+from load import describe_run
 from rich.console import Console
 from rich.table import Column, Table
 from threadpoolctl import threadpool_limits
@@ -86,6 +87,7 @@ def main() -> None:
     _print(recommender, arguments.rounds, figures)
     if arguments.out:
         measured = {
+            **describe_run(sys.argv),
             "machine": describe_machine(1),
             "n_users": len(recommender.model.users),
             "n_items": len(recommender.model.items),

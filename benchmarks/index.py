@@ -39,6 +39,7 @@ from typing import Any
 import data  # noqa: F401 - first: it makes app importable
 import numpy as np
 import scipy.sparse as sp
+from load import describe_run
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -101,6 +102,7 @@ def main() -> None:
     _print(figures, arguments.movies, arguments.users)
     if arguments.out:
         result = {
+            **describe_run(sys.argv),
             "machine": describe_machine(1),
             "movies": arguments.movies,
             "preset": arguments.preset,

@@ -1,8 +1,8 @@
 """What several workers cost in memory: they must share one copy of the model, not hold one each.
 
-    python benchmarks/workers.py [--json FILE]
+    python benchmarks/workers.py [--users 3000000] [--movies 100000] [--json FILE]
 
-Makes a version of about 1 GB in a temporary folder (3,000,000 users, 100,000 movies, 64 factors, random numbers), and
+Makes a version of about 1 GB in a temporary folder (that many users and movies, 64 factors, random numbers), and
 starts ``uvicorn --workers 1, 2, 4`` on it. Each worker is asked over many new connections, for users from everywhere,
 so that it has touched what it will ever touch. Then the memory of all processes of the service is added up, its parent
 included: PSS divides a shared page by those who map it, USS is what a process has for itself, RSS counts shared pages
@@ -36,7 +36,7 @@ from app.history import UserRows
 from app.machine import describe_machine
 from app.registry import publish
 
-N_USERS, N_MOVIES, N_FACTORS = 3_000_000, 100_000, 64
+N_FACTORS = 64
 N_RATED = 4  # movies of each user
 N_WORKERS = (1, 2, 4)
 N_REQUESTS = 4_000  # in all, each over a connection of its own
@@ -46,49 +46,52 @@ MIB = 2**20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=3_000_000)
+    parser.add_argument("--movies", type=int, default=100_000)
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     arguments = parser.parse_args()
-    figures = {**describe_run(sys.argv), "machine": describe_machine(1)}
+    n_users, n_movies = arguments.users, arguments.movies
+    figures = {**describe_run(sys.argv), "machine": describe_machine(1), "n_users": n_users, "n_movies": n_movies}
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        published = publish(Path(folder), make_model(), "benchmark")
+        published = publish(Path(folder), make_model(n_users, n_movies), "benchmark")
         n_bytes = sum(path.stat().st_size for path in published.folder.rglob("*"))
         print(f"a version of {n_bytes / 1e9:.2f} GB, published within {time.monotonic() - began:.0f} s")
-        measured = {n: measure(Path(folder), n) for n in N_WORKERS}
+        measured = {n: measure(Path(folder), n, n_users, n_movies) for n in N_WORKERS}
     show(measured)
     write_json(
         arguments.json, {**figures, "bytes": n_bytes, "workers": {n: asdict(each) for n, each in measured.items()}}
     )
 
 
-def make_model() -> TrainedModel:
+def make_model(n_users: int, n_movies: int) -> TrainedModel:
     """Make a model of random numbers: everybody has rated as many movies, and likes all but the last."""
     rng = np.random.default_rng(0)
-    users, items = (IdMap(np.arange(1, n + 1, dtype=np.int64)) for n in (N_USERS, N_MOVIES))
-    drawn = rng.integers(0, N_MOVIES // N_RATED, (N_USERS, N_RATED), dtype=np.int32)
-    rated = drawn + np.arange(N_RATED, dtype=np.int32) * np.int32(N_MOVIES // N_RATED)  # rising, and each once
+    users, items = (IdMap(np.arange(1, n + 1, dtype=np.int64)) for n in (n_users, n_movies))
+    drawn = rng.integers(0, n_movies // N_RATED, (n_users, N_RATED), dtype=np.int32)
+    rated = drawn + np.arange(N_RATED, dtype=np.int32) * np.int32(n_movies // N_RATED)  # rising, and each once
     n_liked = N_RATED - 1
     config = AlsConfig(factors=N_FACTORS)
     return TrainedModel(
         users=users,
         items=items,
-        factors=Factors(*(0.1 * rng.standard_normal((n, N_FACTORS), dtype=np.float32) for n in (N_USERS, N_MOVIES))),
+        factors=Factors(*(0.1 * rng.standard_normal((n, N_FACTORS), dtype=np.float32) for n in (n_users, n_movies))),
         confidence=sp.csr_matrix(
             (
-                np.full(N_USERS * n_liked, config.alpha, dtype=np.float32),
+                np.full(n_users * n_liked, config.alpha, dtype=np.float32),
                 np.ascontiguousarray(rated[:, :n_liked]).ravel(),
-                np.arange(0, N_USERS * n_liked + 1, n_liked, dtype=np.int32),
+                np.arange(0, n_users * n_liked + 1, n_liked, dtype=np.int32),
             ),
-            shape=(N_USERS, N_MOVIES),
+            shape=(n_users, n_movies),
         ),
         history=UserRows(
-            indptr=np.arange(0, N_USERS * N_RATED + 1, N_RATED, dtype=np.int64),
+            indptr=np.arange(0, n_users * N_RATED + 1, N_RATED, dtype=np.int64),
             item_index=rated.ravel(),
-            rating=np.tile(np.array([4.0] * n_liked + [2.0], dtype=np.float32), N_USERS),
-            timestamp=np.tile(np.arange(N_RATED, dtype=np.int64), N_USERS),
+            rating=np.tile(np.array([4.0] * n_liked + [2.0], dtype=np.float32), n_users),
+            timestamp=np.tile(np.arange(N_RATED, dtype=np.int64), n_users),
         ),
         movies=make_movies(items, rng),
-        config={"model": "ALS", "als": asdict(config), "min_rating": 4.0, "n_ratings": N_USERS * N_RATED},
+        config={"model": "ALS", "als": asdict(config), "min_rating": 4.0, "n_ratings": n_users * N_RATED},
         metrics={"stage": "none", "protocols": {}},
         dataset="random numbers",
         fingerprint="0" * 64,
@@ -121,14 +124,14 @@ class Memory:
     seconds_to_ready: float
 
 
-def measure(artifacts_dir: Path, n_workers: int) -> Memory:
+def measure(artifacts_dir: Path, n_workers: int, n_users: int, n_movies: int) -> Memory:
     """Start the service, ask every worker, and look at the memory of its processes."""
     options = ("--log-level", "warning", *(("--workers", str(n_workers)) if n_workers > 1 else ()))
     began = time.monotonic()
     with running("app.main:app", *options, RECS_ARTIFACTS_DIR=artifacts_dir, RECS_RELOAD_SECONDS=0) as server:
         workers = wait_for_workers(server, n_workers)
         seconds = time.monotonic() - began
-        touch(server)
+        touch(server, n_users, n_movies)
         each = [worker.memory_full_info() for worker in workers]
         return Memory(
             pss=sum(process.memory_full_info().pss for process in family(server)) / MIB,
@@ -162,11 +165,11 @@ def has_model(process: psutil.Process) -> bool:
     return any(mapping.path.endswith("als.npz") for mapping in process.memory_maps())
 
 
-def touch(server: Server) -> None:
+def touch(server: Server, n_users: int, n_movies: int) -> None:
     """Ask for users from everywhere and for the rest of what there is, each over a new connection."""
     rng = np.random.default_rng(1)
     for n in range(N_REQUESTS):
-        user, movie = rng.integers(1, N_USERS), rng.integers(1, N_MOVIES)
+        user, movie = rng.integers(1, n_users), rng.integers(1, n_movies)
         paths = (
             f"/recommend?user_id={user}",
             f"/recommend_cold?liked={movie},{1 + movie // 2}",

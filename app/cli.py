@@ -333,10 +333,7 @@ def compare(a: Recommender, b: Recommender, n_users: int, k: int, random_state: 
 @cli.command()
 def batch(
     out: Annotated[Path, typer.Option(help="File to write or replace: .parquet, .csv or .jsonl.")],
-    k: Annotated[
-        int,
-        typer.Option("--k", help="Length of the lists; the second stage fills some 200 places, for more --no-ranker."),
-    ] = 10,
+    k: Annotated[int, typer.Option("--k", help="Length of the lists; the second stage fills some 200 places.")] = 10,
     version: Annotated[str | None, typer.Option(help=ONE, show_default="the active one")] = None,
     ranker: Annotated[bool, typer.Option(help="Let the second stage order the lists, where there is one.")] = True,
     genre: Annotated[list[str] | None, typer.Option(help="Only movies of this genre; again, of any of these.")] = None,

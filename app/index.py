@@ -28,7 +28,7 @@ THRESHOLD = 200_000
 CONNECTIVITY = 16  # edges of a movie on each upper level of the graph, twice as many on the lowest
 EXPANSION_ADD = 64  # movies looked at to find a new one's edges
 EXPANSION_SEARCH = 128  # movies looked at by a query for fewer
-MOST_PLACES = 10  # of a list: as many as recall was measured for; of 100 places it finds no more than .88
+MOST_PLACES = 10  # of a list: as many as recall was measured for; of 100 places it finds .87 to .89
 _ITEMS_PER_CANDIDATE = 400  # a candidate costs as much as scoring 150 movies or more: up to here the index is faster
 
 _BYTES_PER_FACTOR = 2  # float16
@@ -54,9 +54,20 @@ class Index:
         return f"usearch HNSW, inner product, {self.n_items:,} movies"
 
     def suits(self, k: int, n_out: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Tell whether to ask it for ``k`` movies besides ``n_out`` that must not be listed, of any shape.
+        """Tell whether to ask it; else exact scoring is the better choice.
 
-        Else exact scoring is the better choice: longer lists would lack too much, and more candidates cost as much.
+        Longer lists than ``MOST_PLACES`` would lack too much, and many candidates cost as much as all movies.
+
+        Parameters
+        ----------
+        k : int
+            Length of the list.
+        n_out : ndarray of int, of any shape
+            How many movies must not be on it.
+
+        Returns
+        -------
+        ndarray of bool, of the shape of ``n_out``
         """
         return (k <= MOST_PLACES) & (k + n_out <= self.n_items // _ITEMS_PER_CANDIDATE)
 
@@ -81,20 +92,21 @@ class Index:
         return items
 
 
-def build_index(item_factors: NDArray[np.float32], path: Path, num_threads: int = 1) -> None:
+def build_index(item_factors: NDArray[np.float32], path: Path) -> None:
     """Build the index of a catalogue and write it to ``path``.
+
+    One thread builds it, so that equal factors give equal bytes: with more, the order in which movies enter the graph
+    depends on a race.
 
     Parameters
     ----------
     item_factors : ndarray of shape (n_items, factors), float32
         Y, finite. Only relative size matters to the search: they are stored divided by the largest absolute value,
         since float16 ends at 65,504.
-    num_threads : int
-        With 1, equal factors give equal bytes. With more, or 0 for all cores, the order in which movies enter the graph
-        depends on a race, and so do the bytes and, slightly, the candidates.
+    path : Path
     """
     native = _create(item_factors.shape[1])
-    native.add(np.arange(len(item_factors), dtype=np.uint64), _to_unit(item_factors), threads=num_threads)
+    native.add(np.arange(len(item_factors), dtype=np.uint64), _to_unit(item_factors), threads=1)
     native.save(str(path))
 
 

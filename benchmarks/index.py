@@ -1,6 +1,7 @@
 """What an approximate index answers, beside exact scoring, in a catalogue of a million movies.
 
-    python benchmarks/index.py [--movies 1000000] [--factors-file FILE] [--libraries usearch,faiss,hnswlib,norms]
+    python benchmarks/index.py [--movies 1000000] [--k 10] [--factors-file FILE]
+                               [--libraries usearch,faiss,hnswlib,norms]
 
 Invents ratings of that shape, as ``app.datasets.synthetic`` does but with more tastes: 3 users for 10 movies, the long
 tail of popularity, lists of ratings with the tastes of their sessions. The project's own ALS learns from them (64
@@ -9,12 +10,12 @@ users are the queries. The factors are kept in ``--factors-file``, so that the f
 
 Each library builds in a process of its own, with all cores (usearch as publishing does, with one thread, so that equal
 factors give equal bytes), and answers in another one, with one thread. There, in turns over blocks of users, each
-user's ten best movies that they have not rated are found by ``app.scoring`` over all movies, and by a setting of the
-library: as many candidates as the user has rated movies, and ten more, scored again exactly. ``norms`` is no library
+user's ``k`` best movies that they have not rated are found by ``app.scoring`` over all movies, and by a setting of the
+library: as many candidates as the user has rated movies, and k more, scored again exactly. ``norms`` is no library
 but the bound |x·y| ≤ ‖x‖‖y‖: score movies from the longest factor on, until no other can be among the best. The
 others than usearch are not in requirements.txt: pip install faiss-cpu hnswlib.
 
-Prints recall@10 (the share of the exact ten that are found; 95 % bootstrap interval over users), the median and p99
+Prints recall@k (the share of the exact lists that is found; 95 % bootstrap interval over users), the median and p99
 time of a list, how many times that goes into exact scoring (median over the blocks, 10th to 90th percentile), and what
 the index costs: time and memory to build, its file, and the memory that is each process's own.
 """
@@ -53,7 +54,6 @@ from app.machine import describe_machine
 from app.npz import map_npz, write_npz
 from app.scoring import ExactSearch
 
-K = 10
 FACTORS = 64
 TARGET, AIM = (10, 0.98), (20, 0.99)  # times faster than exact scoring, recall@10
 BLOCK = 50  # users in turn
@@ -78,6 +78,7 @@ class Contender:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--movies", type=int, default=1_000_000)
+    parser.add_argument("--k", type=int, default=10, help="length of the lists")
     parser.add_argument("--users", type=int, default=1_000, help="whose lists are asked for")
     parser.add_argument(
         "--skip", type=int, default=0, help="leave so many users out: those that a setting was chosen on"
@@ -98,13 +99,14 @@ def main() -> None:
         n_items = len(map_npz(path)["item_factors"])
         if n_items != arguments.movies:
             parser.error(f"{path} holds {n_items:,} movies; expected {arguments.movies:,}")
-        figures = [_alone(measure_library, name, path, Path(folder), users) for name in libraries]
-    _print(figures, arguments.movies, arguments.users)
+        figures = [_alone(measure_library, name, path, Path(folder), users, arguments.k) for name in libraries]
+    _print(figures, arguments.movies, arguments.users, arguments.k)
     if arguments.out:
         result = {
             **describe_run(sys.argv),
             "machine": describe_machine(1),
             "movies": arguments.movies,
+            "k": arguments.k,
             "preset": arguments.preset,
             "skip": arguments.skip,
         }
@@ -196,14 +198,14 @@ def _alone(work: Callable[..., dict[str, Any]], *arguments: object) -> dict[str,
         return pool.submit(work, *arguments).result()
 
 
-def measure_library(name: str, factors_file: Path, folder: Path, rows: range) -> dict[str, Any]:
+def measure_library(name: str, factors_file: Path, folder: Path, rows: range, k: int) -> dict[str, Any]:
     path = folder / name
     built = _alone(build, name, factors_file, path)
     return {
         "library": name,
         "title": CONTENDERS[name].title,
         **built,
-        **_alone(answer, name, factors_file, path, rows),
+        **_alone(answer, name, factors_file, path, rows, k),
     }
 
 
@@ -222,7 +224,7 @@ def _most_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def answer(name: str, factors_file: Path, path: Path, rows: range) -> dict[str, Any]:
+def answer(name: str, factors_file: Path, path: Path, rows: range, k: int) -> dict[str, Any]:
     """Ask for lists with every effort in turn, on one thread."""
     factors = map_npz(factors_file)
     exact = ExactSearch(np.asarray(factors["item_factors"]))
@@ -234,9 +236,9 @@ def answer(name: str, factors_file: Path, path: Path, rows: range) -> dict[str, 
         before, start = _own_bytes(), time.perf_counter()
         with_effort = CONTENDERS[name].open(path)
         open_seconds = time.perf_counter() - start
-        curve = _measure_curve(exact, with_effort, CONTENDERS[name].efforts, users)
+        curve = _measure_curve(exact, with_effort, CONTENDERS[name].efforts, users, k)
         own = _own_bytes() - before
-        lengths = _measure_lengths(exact, with_effort(EXPANSION_SEARCH), users[:100]) if name == "usearch" else {}
+        lengths = _measure_lengths(exact, with_effort(EXPANSION_SEARCH), users[:100], k) if name == "usearch" else {}
     return {"open_seconds": open_seconds, "own_bytes": own, "curve": curve, "lengths": lengths}
 
 
@@ -250,7 +252,7 @@ User = tuple[NDArray[np.float32], NDArray[np.int32]]  # factor, and the items th
 
 
 def _measure_curve(
-    exact: ExactSearch, with_effort: Callable[[int], Search], efforts: tuple[int, ...], users: list[User]
+    exact: ExactSearch, with_effort: Callable[[int], Search], efforts: tuple[int, ...], users: list[User], k: int
 ) -> list[dict[str, Any]]:
     """Alternate between exact scoring and one effort, block by block: each begins with what exact left cached."""
     seconds, recall = np.empty((2, len(efforts), len(users))), np.empty((len(efforts), len(users)))
@@ -259,9 +261,9 @@ def _measure_curve(
         for row, effort in enumerate(efforts):
             search, truth = with_effort(effort), {}
             for u in block:
-                seconds[0, row, u], truth[u] = _timed(_exact_list, exact, users[u])
+                seconds[0, row, u], truth[u] = _timed(_exact_list, exact, users[u], k)
             for u in block:
-                seconds[1, row, u], found = _timed(_list_of_candidates, exact, search, users[u])
+                seconds[1, row, u], found = _timed(_list_of_candidates, exact, search, users[u], k)
                 recall[row, u] = len(np.intersect1d(found, truth[u])) / len(truth[u])
     return [
         {"effort": effort, **_summarise(seconds[0, row], seconds[1, row], recall[row])}
@@ -275,16 +277,16 @@ def _timed(work: Callable[..., NDArray[np.int64]], *arguments: object) -> tuple[
     return time.perf_counter() - start, result
 
 
-def _exact_list(exact: ExactSearch, user: User) -> NDArray[np.int64]:
+def _exact_list(exact: ExactSearch, user: User, k: int) -> NDArray[np.int64]:
     factor, seen = user
-    return exact.best_of_one(factor, K, seen)[0]
+    return exact.best_of_one(factor, k, seen)[0]
 
 
-def _list_of_candidates(exact: ExactSearch, search: Search, user: User) -> NDArray[np.int64]:
+def _list_of_candidates(exact: ExactSearch, search: Search, user: User, k: int) -> NDArray[np.int64]:
     factor, seen = user
-    items = search(factor, K + len(seen))
+    items = search(factor, k + len(seen))
     items = np.sort(items[~np.isin(items, seen)])
-    return exact.order_one(factor, K, items)[0]
+    return exact.order_one(factor, k, items)[0]
 
 
 def _summarise(exact: NDArray[np.float64], index: NDArray[np.float64], recall: NDArray[np.float64]) -> dict[str, Any]:
@@ -301,22 +303,22 @@ def _summarise(exact: NDArray[np.float64], index: NDArray[np.float64], recall: N
     }
 
 
-def _measure_lengths(exact: ExactSearch, search: Search, users: list[User]) -> dict[int, float]:
+def _measure_lengths(exact: ExactSearch, search: Search, users: list[User], k: int) -> dict[int, float]:
     """Return how many times faster than exact scoring it is to ask for so many candidates and to order them."""
     times = {}
     for n in (n for n in LENGTHS if n < len(exact.item_factors)):
         seconds = np.empty((2, len(users)))
         for start in range(0, len(users), BLOCK):
             for u in range(start, min(start + BLOCK, len(users))):
-                seconds[0, u], _ = _timed(_exact_list, exact, (users[u][0], np.empty(0, dtype=np.int32)))
+                seconds[0, u], _ = _timed(_exact_list, exact, (users[u][0], np.empty(0, dtype=np.int32)), k)
             for u in range(start, min(start + BLOCK, len(users))):
-                seconds[1, u], _ = _timed(_best_of_n, exact, search, users[u][0], n)
+                seconds[1, u], _ = _timed(_best_of_n, exact, search, users[u][0], n, k)
         times[n] = float(np.median(seconds[0]) / np.median(seconds[1]))
     return times
 
 
-def _best_of_n(exact: ExactSearch, search: Search, factor: NDArray[np.float32], n: int) -> NDArray[np.int64]:
-    return exact.order_one(factor, K, np.sort(search(factor, n)))[0]
+def _best_of_n(exact: ExactSearch, search: Search, factor: NDArray[np.float32], n: int, k: int) -> NDArray[np.int64]:
+    return exact.order_one(factor, k, np.sort(search(factor, n)))[0]
 
 
 def _open_usearch(path: Path) -> Callable[[int], Search]:
@@ -438,7 +440,7 @@ CONTENDERS = {
 }
 
 
-def _print(figures: list[dict[str, Any]], n_movies: int, n_users: int) -> None:
+def _print(figures: list[dict[str, Any]], n_movies: int, n_users: int, k: int) -> None:
     machine = describe_machine(1)
     console = Console()
     console.print(f"{time.strftime('%Y-%m-%d')}: python {' '.join(sys.argv)}", soft_wrap=True, highlight=False)
@@ -446,8 +448,8 @@ def _print(figures: list[dict[str, Any]], n_movies: int, n_users: int) -> None:
     costs = Table(title="what an index costs", title_justify="left")
     for name in ("index", "build s", "build MB", "file MB", "open ms", "own MB"):
         costs.add_column(name, justify="left" if name == "index" else "right")
-    curve = Table(title=f"lists of {K}, {n_movies:,} movies, {n_users:,} users, one thread", title_justify="left")
-    for name in ("index", "effort", f"recall@{K}", "ms", "p99 ms", "exact ms", "times"):
+    curve = Table(title=f"lists of {k}, {n_movies:,} movies, {n_users:,} users, one thread", title_justify="left")
+    for name in ("index", "effort", f"recall@{k}", "ms", "p99 ms", "exact ms", "times"):
         curve.add_column(name, justify="left" if name == "index" else "right")
     for of in figures:
         megabytes = (f"{of[name] / 1e6:,.0f}" for name in ("build_bytes", "file_bytes"))

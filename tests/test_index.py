@@ -143,11 +143,6 @@ def test_equal_factors_make_equal_bytes(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / INDEX).read_bytes() == path.read_bytes()
 
 
-def test_more_threads_build_as_good_an_index(tmp_path: Path) -> None:
-    build_index(invent(), tmp_path / INDEX, num_threads=2)
-    assert recall(map_index(tmp_path / INDEX, N_ITEMS, FACTORS), invent()) >= 0.97
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_file_is_mapped_and_can_be_read_only(path: Path) -> None:
     path.chmod(0o444)

@@ -30,6 +30,8 @@ from app.serving import Serving
 from app.settings import Settings
 from app.telemetry import Telemetry
 
+_ROUTERS = (recommend.quick, recommend.router, catalog.quick, catalog.router, models.router, ops.router)
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the application.
@@ -78,11 +80,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.answering = Answering(cache, telemetry)
     app.state.admin_token = settings.admin_token
     problems.install(app)
-    for topic in (recommend, catalog):
-        app.include_router(topic.quick)
-        app.include_router(topic.router)
-    app.include_router(models.router)
-    app.include_router(ops.router)
+    for router in _ROUTERS:
+        app.include_router(router)
 
     @app.get("/", include_in_schema=False)
     async def root(request: Request) -> RedirectResponse:
@@ -100,13 +99,15 @@ def _put_layers(app: FastAPI, settings: Settings, telemetry: Telemetry) -> None:
     build_inner_layers = app.build_middleware_stack
 
     def build_layers() -> ASGIApp:
+        # FastAPI keeps a router that was included as one entry, without its routes.
+        routes = [*app.routes, *(route for router in _ROUTERS for route in router.routes)]
         return Edge(
             QuickLane(build_inner_layers(), [*recommend.quick.routes, *catalog.quick.routes]),
             telemetry,
             max_body_bytes=settings.max_body_bytes,
             max_concurrency=settings.max_concurrency,
             cors_origins=settings.cors_origins.replace(",", " ").split(),
-            paths={route.path for route in app.routes if isinstance(route, Route) and not route.param_convertors},
+            paths={route.path for route in routes if isinstance(route, Route) and "{" not in route.path},
         )
 
     app.build_middleware_stack = build_layers  # type: ignore[method-assign]

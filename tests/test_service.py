@@ -337,6 +337,17 @@ def test_with_a_damaged_model_the_service_starts_and_says_what_is_wrong(tmp_path
         assert get("/livez").status_code == 200
 
 
+def test_what_the_edge_refuses_counts_for_the_endpoint_that_it_was_for(artifacts_dir: Path) -> None:
+    many = "&".join(["x=1"] * 2_001)
+    with serve(create_app(Settings(artifacts_dir=artifacts_dir))) as get:
+        for path in ("/recommend", "/popular", "/health", "/docs", "/movies/1", "/nowhere"):
+            assert get(f"{path}?{many}").status_code == 422
+        metrics = get("/metrics").text
+    counted = re.findall(r'recs_requests_total\{method="GET",route="(.*)",status="422"\} 1.0', metrics)
+    assert sorted(counted) == ["/docs", "/health", "/popular", "/recommend"]
+    assert 'route="unmatched",status="422"} 2.0' in metrics
+
+
 def test_a_fault_tells_nothing_about_our_insides(artifacts_dir: Path) -> None:
     class Broken(Recommender):
         def recommend_many(self, *args: object) -> Any:
